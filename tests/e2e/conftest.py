@@ -11,26 +11,25 @@ from typing import Any
 
 import pytest
 
-from dev.cluster import tools
+from dev.cluster import paths, tools
 from tests.e2e.harness import KIND, OPERATOR_NAMESPACE, Kubectl, eventually
 
 ROOT = Path(__file__).parents[2]
-STATE = ROOT / ".dev"
 
 
 @pytest.fixture(scope="session")
 def cluster() -> Kubectl:
     """The development cluster, which ``make test-e2e`` brings up."""
-    kubeconfig = STATE / "kubeconfig"
+    kubeconfig = paths.KUBECONFIG
     assert kubeconfig.exists(), "no cluster: run `make up` first"
-    return Kubectl(str(tools.binary("kubectl")), kubeconfig)
+    return Kubectl(str(tools.path("kubectl")), kubeconfig)
 
 
 @pytest.fixture(scope="session")
 def operator(cluster: Kubectl) -> Kubectl:
     """kubectl in the operator's namespace, with the chart installed from this checkout."""
     helm = [
-        str(tools.binary("helm")), "upgrade", "--install", "llm-operator",
+        str(tools.path("helm")), "upgrade", "--install", "llm-operator",
         str(ROOT / "deploy/helm/llm-operator"), f"--kubeconfig={cluster.kubeconfig}",
         f"--namespace={OPERATOR_NAMESPACE}", "--create-namespace",
         f"--values={ROOT / 'dev/demo/values.yaml'}", "--wait", "--timeout=120s",
@@ -96,4 +95,4 @@ def fake_nodes() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def audit_log() -> Path:
     """The API server's record of writes: one JSON object a line."""
-    return STATE / "logs" / "audit.log"
+    return paths.LOGS / "audit.log"

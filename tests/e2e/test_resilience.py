@@ -10,7 +10,7 @@ import subprocess
 import time
 from pathlib import Path
 
-from dev.cluster import tools
+from dev.cluster import paths, tools
 from tests.e2e.harness import (
     KIND,
     ON_FAKE_NODES,
@@ -61,7 +61,13 @@ def kill_operator(operator: Kubectl) -> None:
     status = operator_pod(operator)["status"]["containerStatuses"][0]
     container = status["containerID"].removeprefix("containerd://")
     listed = subprocess.run(
-        [*tools.ctr(), "--namespace=k8s.io", "tasks", "list"],
+        [
+            str(tools.path("ctr")),
+            f"--address={paths.CONTAINERD_SOCKET}",
+            "--namespace=k8s.io",
+            "tasks",
+            "list",
+        ],
         capture_output=True,
         text=True,
         check=True,

@@ -1,0 +1,1 @@
+"""The demonstration: everything from nothing to an answer, on this machine."""
