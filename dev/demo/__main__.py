@@ -122,7 +122,7 @@ def ask() -> str:
         [*command, "service/smollm2", ":80"], stdout=subprocess.PIPE, text=True
     )
     try:
-        # "Forwarding from 127.0.0.1:43215 -> 8080"
+        # kubectl says: Forwarding from 127.0.0.1:<port it chose> to 8080
         line = forward.stdout.readline() if forward.stdout else ""
         if "127.0.0.1:" not in line:
             raise DemoError(f"kubectl port-forward said {line!r}")
