@@ -6,6 +6,9 @@ import json
 
 from tests.e2e.harness import KIND, Kubectl, condition, eventually, llm_deployment
 
+PRODUCT = "NVIDIA-H100-80GB-HBM3"
+TOLERATES_GPU = {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}
+
 
 def status(kubectl: Kubectl, name: str) -> dict:
     return kubectl.json("get", KIND, name).get("status", {})
@@ -26,17 +29,8 @@ def test_auto_takes_the_cpu_then_a_gpu_once_a_node_has_one_and_moves_nobody(
     chosen = status(kubectl, "second")
     assert chosen["target"] == "gpu"
     assert node in chosen["targetReason"]
-
     (pod,) = kubectl.pods_of("second")
-    (container,) = pod["spec"]["containers"]
-    assert container["image"].endswith("-gpu")
-    assert container["resources"]["limits"]["nvidia.com/gpu"] == "1"
-    assert pod["spec"]["nodeName"] == node
-    assert {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"} in pod["spec"][
-        "tolerations"
-    ]
-    selector = pod["spec"].get("nodeSelector", {}) | affinity_keys(pod)
-    assert any(key.startswith("nvidia.com/gpu") for key in selector), pod["spec"]
+    assert_on_gpu(pod, node)
 
     # There is no device behind the resource: the server must say what it really runs on.
     started = json.loads(kubectl("get", "--raw", proxied(kubectl, pod, "startupz")))
@@ -51,15 +45,12 @@ def test_auto_takes_the_cpu_then_a_gpu_once_a_node_has_one_and_moves_nobody(
     assert status(kubectl, "first")["target"] == "cpu"
 
 
-def affinity_keys(pod: dict) -> dict:
-    required = (
-        pod["spec"]
-        .get("affinity", {})
-        .get("nodeAffinity", {})
-        .get("requiredDuringSchedulingIgnoredDuringExecution", {})
-    )
-    terms = required.get("nodeSelectorTerms", [])
-    return {e["key"]: e for term in terms for e in term.get("matchExpressions", [])}
+def assert_on_gpu(pod: dict, node: str) -> None:
+    (container,) = pod["spec"]["containers"]
+    assert container["image"].endswith("-gpu")
+    assert container["resources"]["limits"]["nvidia.com/gpu"] == "1"
+    assert pod["spec"]["nodeName"] == node
+    assert TOLERATES_GPU in pod["spec"]["tolerations"]
 
 
 def proxied(kubectl: Kubectl, pod: dict, path: str) -> str:
@@ -84,3 +75,29 @@ def test_a_gpu_that_no_node_has_is_unschedulable_in_the_schedulers_words(kubectl
         or "selector" in (scheduled["message"])
     )
     assert scheduled["message"] in message
+
+
+def test_a_gpu_of_a_kind_is_selected_by_the_nodes_labels(kubectl: Kubectl, gpu_node: str):
+    wanted = {"products": [PRODUCT], "minMemory": "79Gi"}
+    kubectl.apply(llm_deployment("chosen", target="auto", gpu=wanted))
+    (pod,) = eventually(lambda: scheduled(kubectl, "chosen"), within=30)
+    assert_on_gpu(pod, gpu_node)
+    required = pod["spec"]["affinity"]["nodeAffinity"][
+        "requiredDuringSchedulingIgnoredDuringExecution"
+    ]
+    (term,) = required["nodeSelectorTerms"]
+    assert {"key": "nvidia.com/gpu.product", "operator": "In", "values": [PRODUCT]} in term[
+        "matchExpressions"
+    ]
+
+    kubectl.apply(llm_deployment("absent", target="auto", gpu={"products": ["NVIDIA-A100"]}))
+    eventually(
+        lambda: (
+            condition(kubectl.json("get", KIND, "absent"), "Ready").get("reason") == "Unschedulable"
+        ),
+        within=30,
+    )
+
+
+def scheduled(kubectl: Kubectl, name: str) -> list[dict]:
+    return [pod for pod in kubectl.pods_of(name) if "nodeName" in pod["spec"]]
