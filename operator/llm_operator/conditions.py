@@ -1,0 +1,235 @@
+"""The status of an LLMDeployment from what exists. Pure.
+
+Knows what Deployments and pods say about themselves and which sentence helps a user most. Does not
+know how they got there, nor how a status is written.
+
+`Ready` is true only while a pod of the current generation is ready. `Reconciling` and `Stalled`
+are there only while true, so that kstatus, `helm --wait` and Flux read the object right.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from llm_operator import reasons, render
+from llm_operator.api import LLMDeployment
+from llm_operator.hardware import Decision
+from llm_operator.pods import Diagnosis, Pod
+
+Body = Mapping[str, Any]
+Status = dict[str, Any]
+
+READY = "Ready"
+RECONCILING = "Reconciling"
+STALLED = "Stalled"
+
+
+_MESSAGE_LIMIT = 1024
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Why the objects of the current generation could not be written."""
+
+    reason: str
+    message: str
+    stalled: bool = False
+    """Only a change by a person mends it."""
+    transient: bool = False
+    """The API server had no time; what serves goes on serving."""
+    final: bool = False
+    """Only a change of the spec mends it: nothing to try again."""
+
+
+@dataclass(frozen=True)
+class Observed:
+    """What exists for one LLMDeployment."""
+
+    template: str | None
+    """Digest of the wanted pod template; None if nothing could be rendered."""
+    deployment: Body | None
+    pods: Sequence[Pod]
+    decision: Decision | None = None
+    image: str | None = None
+    problem: Problem | None = None
+
+    @property
+    def current(self) -> list[Pod]:
+        """The pods of the current generation."""
+        return [pod for pod in self.pods if self.template and pod.template == self.template]
+
+
+@dataclass(frozen=True)
+class _Verdict:
+    ready: bool
+    reason: str
+    message: str
+    reconciling: bool = False
+    stalled: bool = False
+
+
+def status(cr: LLMDeployment, observed: Observed, *, now: str) -> Status:
+    """The whole status of `cr`.
+
+    Args:
+        cr: The object with its previous status, whose transition times are kept.
+        observed: What exists.
+        now: Current time as Kubernetes writes it, used where a condition changed its status.
+    """
+    pods = observed.pods
+    ready = sum(pod.ready for pod in pods)
+    result: Status = {
+        "observedGeneration": cr.metadata.generation,
+        "conditions": _conditions(cr, _verdict(cr, observed), now),
+        "replicas": len(pods),
+        "readyReplicas": ready,
+        "updatedReplicas": len(observed.current),
+        "replicasReady": f"{ready}/{cr.spec.replicas}",
+        "selector": ",".join(
+            f"{key}={value}" for key, value in render.selector(cr.metadata.name).items()
+        ),
+        "endpoint": render.endpoint(cr),
+    }
+    if observed.decision:
+        result["target"] = observed.decision.target
+        result["targetReason"] = observed.decision.reason
+    if observed.image:
+        result["image"] = observed.image
+    return result
+
+
+def condition(status_: Body, type_: str) -> Body | None:
+    """The condition `type_` of a status, if it is there."""
+    return next((each for each in status_.get("conditions", ()) if each["type"] == type_), None)
+
+
+def _verdict(cr: LLMDeployment, observed: Observed) -> _Verdict:
+    problem = observed.problem
+    ready = sum(pod.ready for pod in observed.current)
+    if problem and not (problem.transient and ready):
+        return _Verdict(
+            ready=False,
+            reason=problem.reason,
+            message=problem.message,
+            reconciling=not problem.stalled,
+            stalled=problem.stalled,
+        )
+    if cr.spec.replicas == 0:
+        return _scaled_to_zero(observed)
+    if ready:
+        return _serving(cr, observed, ready)
+    return _not_serving(observed)
+
+
+def _scaled_to_zero(observed: Observed) -> _Verdict:
+    left = len(observed.pods)
+    message = "spec.replicas is 0: nothing serves"
+    if left:
+        message = f"spec.replicas is 0: {_pods(left)} left to stop"
+    return _Verdict(
+        ready=False, reason=reasons.SCALED_TO_ZERO, message=message, reconciling=left > 0
+    )
+
+
+def _serving(cr: LLMDeployment, observed: Observed, ready: int) -> _Verdict:
+    complete = ready == cr.spec.replicas == len(observed.pods) and not observed.problem
+    message = f"{ready} of {cr.spec.replicas} replicas serve {cr.spec.model.id}"
+    hindrance = observed.problem or _diagnosis(observed)
+    if not complete and hindrance:
+        message += f"; {hindrance.message}"
+    return _Verdict(
+        ready=True,
+        reason=reasons.MODEL_SERVING,
+        message=message,
+        reconciling=not complete,
+        stalled=not complete and _deadline_exceeded(observed),
+    )
+
+
+def _not_serving(observed: Observed) -> _Verdict:
+    diagnosis = _diagnosis(observed)
+    old = [pod for pod in observed.pods if pod not in observed.current and pod.ready]
+    suffix = f"; {_pods(len(old))} of the previous generation serve" if old else ""
+    if diagnosis is None:
+        return _Verdict(
+            ready=False,
+            reason=reasons.ROLLOUT_IN_PROGRESS,
+            message="waiting for the first pod to become ready" + suffix,
+            reconciling=True,
+        )
+    stalled = diagnosis.stalled or _deadline_exceeded(observed)
+    return _Verdict(
+        ready=False,
+        reason=diagnosis.reason,
+        message=diagnosis.message + suffix,
+        reconciling=not stalled,
+        stalled=stalled,
+    )
+
+
+def _diagnosis(observed: Observed) -> Diagnosis | None:
+    """What hinders the current generation: the worst pod says it, else the Deployment."""
+    found = [pod.diagnosis for pod in observed.current if not pod.ready and pod.diagnosis]
+    failures = [diagnosis for diagnosis in found if diagnosis.failure]
+    if failures:
+        return failures[0]
+    return _replica_failure(observed.deployment) or (found[0] if found else None)
+
+
+def _replica_failure(deployment: Body | None) -> Diagnosis | None:
+    """Why the Deployment cannot even create pods, in the words of the API server."""
+    failure = _deployment_condition(deployment, "ReplicaFailure")
+    if failure is None or failure["status"] != "True":
+        return None
+    message = failure.get("message", "")
+    reason = reasons.QUOTA_EXCEEDED if "exceeded quota" in message else reasons.POD_CREATION_FAILED
+    return Diagnosis(reason=reason, message=message, failure=True)
+
+
+def _deadline_exceeded(observed: Observed) -> bool:
+    progressing = _deployment_condition(observed.deployment, "Progressing")
+    return (
+        progressing is not None and progressing.get("reason") == reasons.PROGRESS_DEADLINE_EXCEEDED
+    )
+
+
+def _deployment_condition(deployment: Body | None, type_: str) -> Body | None:
+    return condition((deployment or {}).get("status", {}), type_)
+
+
+def _conditions(cr: LLMDeployment, verdict: _Verdict, now: str) -> list[Status]:
+    wanted = [(READY, verdict.ready, verdict.reason)]
+    if verdict.reconciling:
+        reason = reasons.ROLLOUT_IN_PROGRESS if verdict.ready else verdict.reason
+        wanted.append((RECONCILING, True, reason))
+    if verdict.stalled:
+        reason = reasons.PROGRESS_DEADLINE_EXCEEDED if verdict.ready else verdict.reason
+        wanted.append((STALLED, True, reason))
+    before = {each.type: each for each in cr.status.conditions}
+    return [
+        {
+            "type": type_,
+            "status": str(holds),
+            "reason": reason,
+            "message": _short(verdict.message),
+            "lastTransitionTime": before[type_].last_transition_time
+            if type_ in before and before[type_].status == str(holds)
+            else now,
+            "observedGeneration": cr.metadata.generation,
+        }
+        for type_, holds, reason in wanted
+    ]
+
+
+def _short(message: str) -> str:
+    return message if len(message) <= _MESSAGE_LIMIT else message[: _MESSAGE_LIMIT - 1] + "…"
+
+
+def _pods(count: int) -> str:
+    return f"{count} pod" if count == 1 else f"{count} pods"
+
+
+def read_pods(bodies: Iterable[Body]) -> list[Pod]:
+    """The pods in `bodies` that count, oldest first: neither finished nor about to stop."""
+    found = [Pod.of(body) for body in bodies]
+    return sorted((pod for pod in found if pod.counts), key=lambda pod: (pod.created, pod.name))

@@ -1,0 +1,209 @@
+"""The Kubernetes API, as far as the operator writes to it: the only user of the client library.
+
+Objects go in and come out as plain dicts: typed models of the client drop fields they do not know.
+Writes are server-side apply, except Events. Knows paths and errors, not what is being written.
+"""
+
+import asyncio
+import json
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+from urllib.parse import quote
+
+import aiohttp
+from kubernetes.aio import config
+from kubernetes.aio.client import ApiClient, Configuration
+
+from llm_operator import api
+
+Body = dict[str, Any]
+
+FIELD_MANAGER = "llm-operator"
+
+_TIMEOUT = aiohttp.ClientTimeout(total=30)
+_CONNECTIONS = 32
+_JSON = "application/json"
+_APPLY = "application/apply-patch+yaml"
+
+HTTP_NOT_FOUND = 404
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Resource:
+    """A kind of namespaced object and where the API server keeps it."""
+
+    api_version: str
+    kind: str
+    plural: str
+
+    def path(self, namespace: str, name: str = "") -> str:
+        """Path of the object, or of the collection without a name."""
+        root = "api" if "/" not in self.api_version else "apis"
+        path = f"/{root}/{self.api_version}/namespaces/{quote(namespace)}/{self.plural}"
+        return f"{path}/{quote(name)}" if name else path
+
+
+LLM_DEPLOYMENT = Resource(api.API_VERSION, api.KIND, api.PLURAL)
+DEPLOYMENT = Resource("apps/v1", "Deployment", "deployments")
+SERVICE = Resource("v1", "Service", "services")
+EVENT = Resource("v1", "Event", "events")
+
+
+class ApiError(Exception):
+    """The API server refused a request, or could not be asked.
+
+    Attributes:
+        status: HTTP status; 0 if there was no answer.
+        reason: Kubernetes' word for it, such as Forbidden or AlreadyExists.
+        message: The API server's sentence.
+    """
+
+    def __init__(self, status: int, reason: str, message: str) -> None:
+        super().__init__(f"{status} {reason}: {message}")
+        self.status = status
+        self.reason = reason
+        self.message = message
+
+
+class Kube:
+    """A connection to the API server."""
+
+    def __init__(self, client: ApiClient) -> None:
+        self._client = client
+
+    @classmethod
+    async def connect(cls) -> Self:
+        """Connect as the pod's service account, or as KUBECONFIG says outside of a cluster."""
+        configuration = Configuration()
+        if "KUBECONFIG" not in os.environ and "KUBERNETES_SERVICE_HOST" in os.environ:
+            config.load_incluster_config(client_configuration=configuration)
+        else:
+            await config.load_kube_config(client_configuration=configuration)
+        configuration.connection_pool_maxsize = _CONNECTIONS
+        return cls(ApiClient(configuration))
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._client.close()
+
+    async def get(self, resource: Resource, namespace: str, name: str) -> Body | None:
+        """The object, or None if there is none.
+
+        Raises:
+            ApiError: the API server refused.
+        """
+        try:
+            return await self._request("GET", resource.path(namespace, name))
+        except ApiError as error:
+            if error.status == HTTP_NOT_FOUND:
+                return None
+            raise
+
+    async def apply(self, resource: Resource, manifest: Mapping[str, Any], *, force: bool) -> Body:
+        """Apply all the fields the operator owns, and return the object as it is now.
+
+        Args:
+            resource: Kind of the object.
+            manifest: Every owned field; one that is left out is removed from the object.
+            force: Take over fields that another manager owns. Without it that is an error, which
+                keeps a foreign object of the same name from being taken over.
+
+        Raises:
+            ApiError: the API server refused. An unknown field is refused, never dropped.
+        """
+        metadata = manifest["metadata"]
+        path = resource.path(metadata["namespace"], metadata["name"])
+        return await self._apply(path, manifest, force=force)
+
+    async def apply_status(
+        self, resource: Resource, metadata: Mapping[str, str], status: Mapping[str, Any]
+    ) -> Body:
+        """Apply the whole status of an object, and return the object as it is now.
+
+        Args:
+            resource: Kind of the object.
+            metadata: Its namespace, name and uid. Another uid is a conflict: another object.
+            status: Every field of the status.
+
+        Raises:
+            ApiError: the API server refused.
+        """
+        body = {
+            "apiVersion": resource.api_version,
+            "kind": resource.kind,
+            "metadata": dict(metadata),
+            "status": status,
+        }
+        path = resource.path(metadata["namespace"], metadata["name"]) + "/status"
+        return await self._apply(path, body, force=True)
+
+    async def create(self, resource: Resource, body: Mapping[str, Any]) -> Body:
+        """Create an object, such as an Event, that nobody changes later.
+
+        Raises:
+            ApiError: the API server refused.
+        """
+        return await self._request("POST", resource.path(body["metadata"]["namespace"]), body=body)
+
+    async def wait_until_served(self, api_version: str, *, interval: float = 2) -> None:
+        """Wait until the API server knows the group and version: its CRD is there."""
+        waited = False
+        while True:
+            try:
+                await self._request("GET", f"/apis/{api_version}")
+            except ApiError as error:
+                if not waited:
+                    logger.warning("waiting for the API %s: %s", api_version, error.message)
+                waited = True
+                await asyncio.sleep(interval)
+            else:
+                return
+
+    async def _apply(self, path: str, body: Mapping[str, Any], *, force: bool) -> Body:
+        query = {
+            "fieldManager": FIELD_MANAGER,
+            "fieldValidation": "Strict",
+            "force": "true" if force else "false",
+        }
+        return await self._request("PATCH", path, query=query, body=body, content_type=_APPLY)
+
+    async def _request(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: Mapping[str, str] | None = None,
+        body: Mapping[str, Any] | None = None,
+        content_type: str = _JSON,
+    ) -> Body:
+        _, url, headers, _, _ = await self._client.param_serialize(
+            method,
+            path,
+            query_params=list((query or {}).items()),
+            header_params={"Accept": _JSON, "Content-Type": content_type},
+            auth_settings=["BearerToken"],
+        )
+        try:
+            response = await self._client.call_api(
+                method, url, header_params=headers, body=body, _request_timeout=_TIMEOUT
+            )
+            text = await response.read()
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            message = f"no answer from the API server: {error or type(error).__name__}"
+            raise ApiError(0, "NoAnswer", message) from error
+        return _answer(response.status, text)
+
+
+def _answer(status: int, text: bytes) -> Body:
+    try:
+        answer: Body = json.loads(text)
+    except ValueError:
+        answer = {"message": text.decode(errors="replace")}
+    if status >= 400:  # noqa: PLR2004 - the border between success and failure in HTTP
+        raise ApiError(status, answer.get("reason", ""), answer.get("message", ""))
+    return answer

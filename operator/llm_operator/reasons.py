@@ -1,0 +1,24 @@
+"""Reasons of conditions and Events: one word each, for programs and for `kubectl get`."""
+
+# The way of a healthy object
+ROLLOUT_IN_PROGRESS = "RolloutInProgress"
+MODEL_LOADING = "ModelLoading"
+MODEL_SERVING = "ModelServing"
+SCALED_TO_ZERO = "ScaledToZero"
+
+# In the way of its objects
+INVALID_SPEC = "InvalidSpec"
+NAME_CONFLICT = "NameConflict"
+QUOTA_EXCEEDED = "QuotaExceeded"
+FORBIDDEN = "Forbidden"
+API_ERROR = "ApiError"
+
+# In the way of its pods
+POD_CREATION_FAILED = "PodCreationFailed"
+UNSCHEDULABLE = "Unschedulable"
+IMAGE_PULL_FAILED = "ImagePullFailed"
+MODEL_LOAD_FAILED = "ModelLoadFailed"
+CRASH_LOOPING = "CrashLooping"
+OUT_OF_MEMORY = "OutOfMemory"
+NOT_READY = "NotReady"
+PROGRESS_DEADLINE_EXCEEDED = "ProgressDeadlineExceeded"
