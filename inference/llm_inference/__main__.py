@@ -1,0 +1,48 @@
+"""`python -m llm_inference`: serve the model of this container; `... check`: prove it loads.
+
+Exit codes: 0 after SIGTERM, 2 for a bad setting, 3 for a model that cannot be served. The last
+line on stderr says why.
+"""
+
+import os
+import signal
+import sys
+
+# As a container's first process, a signal without a handler would be lost, and imports take time.
+signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+
+BAD_SETTING, LOAD_FAILED = 2, 3
+
+
+def main(arguments: list[str]) -> int:
+    """Run the command that `arguments` name; returns the exit code."""
+    from llm_inference.settings import SettingsError, load_settings  # noqa: PLC0415
+
+    if arguments not in ([], ["check"]):
+        sys.stderr.write("usage: python -m llm_inference [check]\n")
+        return BAD_SETTING
+    try:
+        settings = load_settings()
+    except SettingsError as error:
+        sys.stderr.write(f"{error}\n")
+        return BAD_SETTING
+    if arguments == ["check"]:
+        from llm_inference import check  # noqa: PLC0415
+
+        failure = check.run(settings)
+    else:
+        from llm_inference import server  # noqa: PLC0415
+
+        failure = server.run(settings)
+    if failure is not None:
+        sys.stderr.write(f"{failure}\n")
+        return LOAD_FAILED
+    return 0
+
+
+if __name__ == "__main__":
+    code = main(sys.argv[1:])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # A loading thread inside a library cannot be stopped, and the process must not wait for it.
+    os._exit(code)

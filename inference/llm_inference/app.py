@@ -1,0 +1,97 @@
+"""The ASGI application: routes, errors and the gate that decides who gets in.
+
+Knows HTTP and the server's life; knows no torch: the model comes through `Serving`.
+"""
+
+import logging
+import time
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+from starlette.datastructures import MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from llm_inference import __version__
+from llm_inference.errors import ApiError, add_handlers
+from llm_inference.health import Phase
+from llm_inference.routes import health, openai
+from llm_inference.serving import Serving
+
+access_log = logging.getLogger("llm_inference.access")
+
+
+def create_app(serving: Serving) -> FastAPI:
+    """The application for `serving`; starting it starts loading the model."""
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        serving.start_loading()
+        yield
+        if serving.engine is not None:
+            await serving.engine.close()
+
+    app = FastAPI(
+        title="llm-inference",
+        summary="OpenAI-compatible server for one transformers model",
+        version=__version__,
+        lifespan=lifespan,
+        redoc_url=None,
+    )
+    app.state.serving = serving
+    app.include_router(health.router)
+    app.include_router(openai.router)
+    app.add_middleware(Gate, serving=serving)
+    add_handlers(app)
+    return app
+
+
+class Gate:
+    """Lets API requests in only while they would be served, and counts them until they end.
+
+    Also gives every request an id, and writes one line for each API request.
+    """
+
+    def __init__(self, app: ASGIApp, serving: Serving) -> None:
+        self._app = app
+        self._serving = serving
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or not scope["path"].startswith("/v1/"):
+            await self._app(scope, receive, send)
+            return
+        request_id = uuid.uuid4().hex
+        started, status = time.monotonic(), 0
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)["x-request-id"] = request_id
+            await send(message)
+
+        with self._serving.request():
+            if (refusal := self._refusal()) is not None:
+                await refusal.response()(scope, receive, send_with_id)
+            else:
+                await self._app(scope, receive, send_with_id)
+        access_log.info(
+            "%s %s %d %.0f ms id=%s",
+            scope["method"],
+            scope["path"],
+            status,
+            1000 * (time.monotonic() - started),
+            request_id,
+        )
+
+    def _refusal(self) -> ApiError | None:
+        if self._serving.ready:
+            return None
+        phase = self._serving.health.phase
+        if phase is Phase.DRAINING:
+            headers = {"Connection": "close", "Retry-After": "1"}
+            return ApiError(503, "The server is shutting down.", headers=headers)
+        if self._serving.alive and phase is not Phase.SERVING:
+            return ApiError(503, "The model is still loading.", headers={"Retry-After": "1"})
+        return ApiError(503, "The engine has failed.", headers={"Connection": "close"})

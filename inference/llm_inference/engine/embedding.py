@@ -1,0 +1,241 @@
+"""The engine for encoder models: texts to vectors, the texts of waiting requests in one batch.
+
+Knows the encoder, and the pooling that its sentence-transformers files ask for.
+"""
+
+import asyncio
+import json
+import logging
+import threading
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from llm_inference.engine.codec import HuggingFaceCodec
+from llm_inference.engine.directory import ModelLoadError
+from llm_inference.engine.interface import (
+    Capacity,
+    Embeddings,
+    EngineClosedError,
+    EngineError,
+    EngineFullError,
+    Load,
+    Observer,
+)
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pooling:
+    """How token states become one vector.
+
+    `max_length` is the longest text in tokens that the model was trained for, None if not said.
+    """
+
+    mode: Literal["mean", "cls", "max"] = "mean"
+    normalize: bool = False
+    max_length: int | None = None
+
+
+def read_pooling(directory: Path) -> Pooling:
+    """What modules.json and the files it names say; mean pooling where there is none.
+
+    Raises:
+        ModelLoadError: it asks for a module or mode that is not served.
+    """
+    modules_file = directory / "modules.json"
+    if not modules_file.is_file():
+        return Pooling()
+    kinds = {}
+    for module in json.loads(modules_file.read_text(encoding="utf-8")):
+        kinds[module["type"].rpartition(".")[2]] = directory / module["path"]
+    if unknown := sorted(kinds.keys() - {"Transformer", "Pooling", "Normalize"}):
+        raise ModelLoadError(
+            f"modules.json asks for a {unknown[0]} module, which this server does not have"
+        )
+    return Pooling(
+        mode=_pooling_mode(kinds["Pooling"]) if "Pooling" in kinds else "mean",
+        normalize="Normalize" in kinds,
+        max_length=_sentence_length(kinds.get("Transformer", directory)),
+    )
+
+
+def _pooling_mode(directory: Path) -> Literal["mean", "cls", "max"]:
+    config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    modes = {name for name, wanted in config.items() if name.startswith("pooling_mode_") and wanted}
+    if modes == {"pooling_mode_mean_tokens"} or config.get("pooling_mode") == "mean":
+        return "mean"
+    if modes == {"pooling_mode_cls_token"} or config.get("pooling_mode") == "cls":
+        return "cls"
+    if modes == {"pooling_mode_max_tokens"} or config.get("pooling_mode") == "max":
+        return "max"
+    raise ModelLoadError(f"the model asks for the pooling {sorted(modes)}, which is not served")
+
+
+def _sentence_length(directory: Path) -> int | None:
+    file = directory / "sentence_bert_config.json"
+    if not file.is_file():
+        return None
+    length: int | None = json.loads(file.read_text(encoding="utf-8")).get("max_seq_length")
+    return length
+
+
+@torch.inference_mode()
+def encode(model: Any, pooling: Pooling, batch: Sequence[Sequence[int]], pad: int) -> torch.Tensor:
+    """Vectors, float32 (texts, dimensions), of texts given as token ids."""
+    width = max(len(ids) for ids in batch)
+    ids = torch.tensor([[*row, *[pad] * (width - len(row))] for row in batch], device=model.device)
+    lengths = torch.tensor([len(row) for row in batch], device=model.device)
+    mask = torch.arange(width, device=model.device) < lengths.unsqueeze(1)
+    states = model(input_ids=ids, attention_mask=mask.long()).last_hidden_state.float()
+    if pooling.mode == "cls":
+        vectors = states[:, 0]
+    elif pooling.mode == "max":
+        vectors = states.masked_fill(~mask.unsqueeze(-1), -torch.inf).amax(dim=1)
+    else:
+        vectors = (states * mask.unsqueeze(-1)).sum(dim=1) / lengths.unsqueeze(1)
+    return torch.nn.functional.normalize(vectors, dim=-1) if pooling.normalize else vectors
+
+
+@dataclass(eq=False)
+class _Job:
+    """One text of a request: its token ids and where its vector goes."""
+
+    ids: list[int]
+    loop: asyncio.AbstractEventLoop
+    future: "asyncio.Future[list[float]]"
+
+
+class PoolingEngine:
+    """Serves embeddings with one encoder, in one thread; see `EmbeddingEngine`.
+
+    Args:
+        model: an AutoModel encoder in eval mode.
+        codec: its tokenizer.
+        pooling: how token states become a vector.
+        pad: token id that fills short texts up.
+        capacity: `max_length` tokens of a text, `max_concurrency` texts in a batch.
+        observer: hears of steps.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: Any,
+        codec: HuggingFaceCodec,
+        pooling: Pooling,
+        pad: int,
+        capacity: Capacity,
+        observer: Observer,
+    ) -> None:
+        self.capacity = capacity
+        self._model = model
+        self._codec = codec
+        self._pooling = pooling
+        self._pad = pad
+        self._observer = observer
+        self._wake = threading.Condition()
+        self._waiting: deque[_Job] = deque()
+        self._running = 0
+        self._closing = False
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._thread.start()
+
+    @property
+    def alive(self) -> bool:
+        """False once no request can be served any more."""
+        return self._thread.is_alive()
+
+    def load(self) -> Load:
+        """Texts held now; an encoder keeps no cache."""
+        return Load(running=self._running, waiting=len(self._waiting), cache_usage=0.0)
+
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """Tokens of each text, special tokens included."""
+        return [len(self._codec.encode(text)) for text in texts]
+
+    async def embed(self, texts: Sequence[str]) -> Embeddings:
+        """One vector for each text; texts of other requests may share the batch."""
+        encoded = await asyncio.to_thread(lambda: [self._codec.encode(text) for text in texts])
+        if any(len(ids) > self.capacity.max_length for ids in encoded):
+            raise ValueError("a text does not fit the model")
+        loop = asyncio.get_running_loop()
+        jobs = [_Job(ids, loop, loop.create_future()) for ids in encoded]
+        with self._wake:
+            if self._closing or not self.alive:
+                raise EngineClosedError("The engine serves no more requests.")
+            if self._waiting and len(self._waiting) + len(jobs) > self.capacity.max_queue:
+                raise EngineFullError(retry_after=1)
+            self._waiting.extend(jobs)
+            self._wake.notify()
+        try:
+            vectors = [await job.future for job in jobs]
+        finally:
+            self._drop(jobs)
+        return Embeddings(vectors=vectors, tokens=sum(map(len, encoded)))
+
+    async def close(self) -> None:
+        """Finish the batch that runs and stop."""
+        with self._wake:
+            self._closing = True
+            self._wake.notify()
+        await asyncio.to_thread(self._thread.join)
+
+    def _drop(self, jobs: Sequence[_Job]) -> None:
+        with self._wake:
+            for job in jobs:
+                job.future.cancel()
+                if job in self._waiting:
+                    self._waiting.remove(job)
+
+    def _run(self) -> None:
+        while batch := self._next_batch():
+            try:
+                vectors = encode(self._model, self._pooling, [job.ids for job in batch], self._pad)
+                results: list[list[float]] | Exception = vectors.tolist()
+                self._observer.step(
+                    "embed", sequences=len(batch), tokens=sum(len(job.ids) for job in batch)
+                )
+            except Exception as error:
+                logger.exception("an embedding batch failed")
+                results = EngineError(f"The model failed on this batch ({type(error).__name__}).")
+            self._running = 0
+            for at, job in enumerate(batch):
+                result = results if isinstance(results, Exception) else results[at]
+                self._settle(job, result)
+        with self._wake:
+            waiting, self._closing = list(self._waiting), True
+            self._waiting.clear()
+        for job in waiting:
+            self._settle(job, EngineClosedError("The engine stopped."))
+
+    def _next_batch(self) -> list[_Job]:
+        """The next texts to encode, empty when the engine is to stop."""
+        with self._wake:
+            while not (self._closing or self._waiting):
+                self._wake.wait()
+            if self._closing:
+                return []
+            count = min(len(self._waiting), self.capacity.max_concurrency)
+            self._running = count
+            return [self._waiting.popleft() for _ in range(count)]
+
+    @staticmethod
+    def _settle(job: _Job, result: list[float] | Exception) -> None:
+        def settle() -> None:
+            if job.future.done():
+                return
+            if isinstance(result, Exception):
+                job.future.set_exception(result)
+            else:
+                job.future.set_result(result)
+
+        try:
+            job.loop.call_soon_threadsafe(settle)
+        except RuntimeError:
+            logger.debug("an event loop is closed; its vectors are dropped")

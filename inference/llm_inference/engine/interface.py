@@ -1,0 +1,226 @@
+"""What an engine takes and gives: requests, events, errors, the engine's own protocol.
+
+Knows no torch and no HTTP, so that routes and schedulers can both speak it.
+"""
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Protocol
+
+
+class EngineError(Exception):
+    """The request failed in the engine; others are unharmed."""
+
+
+class EngineFullError(EngineError):
+    """The waiting queue is full; `retry_after` says in how many seconds to try again."""
+
+    def __init__(self, retry_after: int) -> None:
+        super().__init__("The server is at capacity: its queue is full.")
+        self.retry_after = retry_after
+
+
+class EngineClosedError(EngineError):
+    """The engine is closed or dead and serves no more."""
+
+
+class FinishReason(StrEnum):
+    """Why a sequence ended. The first two are a client's business, in OpenAI's words."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    ABORT = "abort"
+    ERROR = "error"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingParams:
+    """How the next token is chosen; the defaults change nothing.
+
+    `temperature` 0 is greedy. `top_k` 0 and `top_p` 1 and `min_p` 0 keep every token.
+    `seed` makes the choice a function of the prompt alone; None draws a fresh one.
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    seed: int | None = None
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the most likely token is always taken."""
+        return self.temperature == 0.0 or self.top_k == 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationRequest:
+    """`n` continuations of one prompt of token ids, each at most `max_tokens` long.
+
+    With `continues_prompt` the text goes on where the prompt's stops, so a leading space is kept;
+    without it the text starts anew, as an assistant's answer does.
+    """
+
+    prompt: Sequence[int]
+    max_tokens: int
+    n: int = 1
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+    stop: tuple[str, ...] = ()
+    continues_prompt: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenEvent:
+    """What one step added to sequence `index` of a request.
+
+    `text` is whole characters, safe to send: nothing that a stop string may yet swallow.
+    `tokens` counts all tokens generated so far. The last event has a `finish_reason`.
+    """
+
+    index: int
+    text: str
+    tokens: int
+    finish_reason: FinishReason | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Capacity:
+    """How much fits: tokens (prompt + output) in a sequence, sequences in a batch and waiting.
+
+    Token ids are less than `vocabulary`.
+    """
+
+    max_length: int
+    max_concurrency: int
+    max_queue: int
+    vocabulary: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Load:
+    """What the engine holds now; `cache_usage` is the used share of the KV cache, 0 to 1."""
+
+    running: int
+    waiting: int
+    cache_usage: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceReport:
+    """What the model runs on: `type` is cpu or cuda, `threads` are torch's intra-op threads."""
+
+    type: str
+    name: str
+    dtype: str
+    threads: int
+
+
+class Observer(Protocol):
+    """Hears what an engine does, from the engine's thread. Must be quick and never raise."""
+
+    def queued(self, seconds: float) -> None:
+        """A sequence waited this long before its prefill began."""
+
+    def first_token(self, seconds: float) -> None:
+        """A sequence got its first token this long after it was submitted."""
+
+    def inter_token(self, seconds: float) -> None:
+        """A sequence got a further token this long after the one before."""
+
+    def step(self, kind: str, *, sequences: int, tokens: int) -> None:
+        """A forward pass of `kind` prefill or decode ran over so many sequences and tokens."""
+
+    def finished(self, reason: str, *, prompt: int, generated: int, seconds: float) -> None:
+        """A sequence ended after so many seconds with so many tokens."""
+
+
+class TextCodec(Protocol):
+    """Text to token ids and back, for the model's own tokenizer."""
+
+    has_chat_template: bool
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of `text` with the special tokens the model expects around it."""
+
+    def encode_chat(self, messages: Sequence[dict[str, str]]) -> list[int]:
+        """Token ids of a conversation, ending where the assistant's answer starts.
+
+        Raises:
+            ValueError: the model's chat template refuses the messages.
+        """
+
+
+class TokenStream(Protocol):
+    """The events of one request, in order, until each of its sequences has finished."""
+
+    def __aiter__(self) -> AsyncIterator[TokenEvent]:
+        """Iterate once; ends after the last sequence's last event."""
+
+    def cancel(self) -> None:
+        """End the request if it still runs; its slots are free within a step. Idempotent."""
+
+
+class GenerationEngine(Protocol):
+    """A model that continues prompts."""
+
+    codec: TextCodec
+    capacity: Capacity
+
+    @property
+    def alive(self) -> bool:
+        """False once no request can be served any more and only a restart helps."""
+
+    def load(self) -> Load:
+        """What the engine holds now."""
+
+    def submit(self, request: GenerationRequest) -> TokenStream:
+        """Admit a request at once; call `cancel` on the stream when done with it.
+
+        Raises:
+            EngineFullError: the queue has no room for `n` more sequences.
+            EngineClosedError: the engine serves no more.
+            ValueError: prompt + max_tokens do not fit `capacity`; check before.
+        """
+
+    async def close(self) -> None:
+        """Abort what runs and stop the engine's thread."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Embeddings:
+    """Vectors in the order of the inputs and the number of tokens read."""
+
+    vectors: list[list[float]]
+    tokens: int
+
+
+class EmbeddingEngine(Protocol):
+    """A model that turns texts into vectors."""
+
+    capacity: Capacity
+
+    @property
+    def alive(self) -> bool:
+        """False once no request can be served any more and only a restart helps."""
+
+    def load(self) -> Load:
+        """What the engine holds now."""
+
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """Tokens of each text, special tokens included."""
+
+    async def embed(self, texts: Sequence[str]) -> Embeddings:
+        """One vector for each text.
+
+        Raises:
+            EngineFullError: the queue has no room.
+            EngineClosedError: the engine serves no more.
+        """
+
+    async def close(self) -> None:
+        """Finish the batch that runs and stop."""
+
+
+Engine = GenerationEngine | EmbeddingEngine

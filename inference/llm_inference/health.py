@@ -1,0 +1,139 @@
+"""The life of the server as a phase machine behind /livez, /readyz and /startupz.
+
+Knows which phase the process is in, since when, and what the model reported of itself. Does not
+know HTTP, nor how a phase is reached. Safe to use from the loading thread and the event loop.
+"""
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from llm_inference.engine.interface import DeviceReport
+
+
+class Phase(StrEnum):
+    """Where in its life the server is, in the order it gets there."""
+
+    IMPORTING = "importing"
+    LOADING = "loading"
+    WARMING = "warming"
+    SERVING = "serving"
+    DRAINING = "draining"
+    FAILED = "failed"
+
+
+_STARTUP = (Phase.IMPORTING, Phase.LOADING, Phase.WARMING)
+_ALLOWED = {
+    Phase.IMPORTING: {Phase.LOADING, Phase.DRAINING, Phase.FAILED},
+    Phase.LOADING: {Phase.WARMING, Phase.DRAINING, Phase.FAILED},
+    Phase.WARMING: {Phase.SERVING, Phase.DRAINING, Phase.FAILED},
+    Phase.SERVING: {Phase.DRAINING, Phase.FAILED},
+    Phase.DRAINING: {Phase.FAILED},
+    Phase.FAILED: set(),
+}
+
+
+class Health:
+    """The current phase and how long each one took.
+
+    Args:
+        model: id and revision to report, as far as known.
+        started_at: `clock()` at which the process started.
+        clock: seconds, monotonic.
+    """
+
+    def __init__(
+        self,
+        *,
+        model_id: str | None = None,
+        revision: str | None = None,
+        started_at: float | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._started_at = clock() if started_at is None else started_at
+        self._phase = Phase.IMPORTING
+        self._phase_since = self._started_at
+        self._seconds: dict[Phase, float] = {}
+        self._model = {"id": model_id, "revision": revision}
+        self._device: DeviceReport | None = None
+        self._error: str | None = None
+
+    @property
+    def phase(self) -> Phase:
+        """The phase the server is in now."""
+        return self._phase
+
+    @property
+    def ready(self) -> bool:
+        """Whether a request sent now would be served."""
+        return self._phase is Phase.SERVING
+
+    @property
+    def device(self) -> DeviceReport | None:
+        """What the model runs on, None until it is loaded."""
+        return self._device
+
+    @property
+    def error(self) -> str | None:
+        """Why the server failed, None unless it did."""
+        return self._error
+
+    def enter(self, phase: Phase) -> bool:
+        """Go to `phase`; False where the life of a server does not lead there.
+
+        A loader that finishes after SIGTERM is such a case: draining is never left for serving.
+        """
+        with self._lock:
+            if phase not in _ALLOWED[self._phase]:
+                return False
+            now = self._clock()
+            self._seconds[self._phase] = now - self._phase_since
+            self._phase, self._phase_since = phase, now
+            return True
+
+    def fail(self, reason: str) -> None:
+        """Note why the server cannot go on; the first reason stays."""
+        if self.enter(Phase.FAILED):
+            self._error = reason
+
+    def describe(self, *, model_id: str, revision: str | None, device: DeviceReport) -> None:
+        """Record what the loaded model is and what it runs on."""
+        self._model = {"id": model_id, "revision": revision}
+        self._device = device
+
+    def startup_seconds(self) -> dict[str, float]:
+        """Seconds spent in each phase of start-up that is over."""
+        with self._lock:
+            return {p.value: self._seconds[p] for p in _STARTUP if p in self._seconds}
+
+    def report(self) -> dict[str, Any]:
+        """The body of /startupz; every number is in seconds."""
+        now = self._clock()
+        return {
+            "phase": self._phase.value,
+            "phaseSeconds": round(now - self._phase_since, 3),
+            "elapsedSeconds": round(now - self._started_at, 3),
+            "phases": {name: round(s, 3) for name, s in self.startup_seconds().items()},
+            "model": dict(self._model),
+            "device": asdict(self._device) if self._device else None,
+            "error": self._error,
+        }
+
+
+def process_started_at() -> float:
+    """`time.monotonic()` at which this process was started, from /proc where there is one."""
+    try:
+        stat = Path("/proc/self/stat").read_text(encoding="ascii", errors="replace")
+        uptime = float(Path("/proc/uptime").read_text(encoding="ascii").split()[0])
+    except OSError:
+        return time.monotonic()
+    ticks = int(stat.rpartition(")")[2].split()[19])
+    age = uptime - ticks / os.sysconf("SC_CLK_TCK")
+    return time.monotonic() - max(0.0, age)

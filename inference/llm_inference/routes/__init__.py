@@ -1,0 +1,1 @@
+"""HTTP routes. They know requests and the engine's interface, never torch."""

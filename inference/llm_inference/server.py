@@ -1,0 +1,86 @@
+"""The process around the application: uvicorn, logging, and what SIGTERM means here.
+
+Knows sockets and signals. Probes are answered while requests drain, so the listening socket stays
+open until the last one has finished.
+"""
+
+import asyncio
+import logging
+import sys
+from types import FrameType
+
+import uvicorn
+
+from llm_inference.app import create_app
+from llm_inference.health import Health, process_started_at
+from llm_inference.serving import Serving
+from llm_inference.settings import Settings
+
+# Seconds for connections that are still open once all requests have been answered.
+_CLOSE_SECONDS = 2
+
+
+class Server(uvicorn.Server):
+    """A uvicorn server that drains on the first signal and stops on the second."""
+
+    def __init__(self, config: uvicorn.Config, serving: Serving) -> None:
+        super().__init__(config)
+        self._serving = serving
+        self._loop = asyncio.get_running_loop()
+        self._draining: asyncio.Task[None] | None = None
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002
+        """Called by uvicorn on SIGTERM and SIGINT, between two instructions of the loop."""
+        self._loop.call_soon_threadsafe(self._drain)
+
+    async def stop_when_finished(self) -> None:
+        """Let uvicorn exit once the server has drained or has failed."""
+        await self._serving.finished.wait()
+        self.should_exit = True
+
+    def _drain(self) -> None:
+        if self._draining is None:
+            self._draining = asyncio.create_task(self._serving.drain())
+        else:
+            self.should_exit = self.force_exit = True
+
+
+def run(settings: Settings) -> str | None:
+    """Serve until SIGTERM; the reason if the model could not be served."""
+    _configure_logging(settings)
+    health = Health(
+        model_id=settings.model_id,
+        revision=settings.model_revision,
+        started_at=process_started_at(),
+    )
+    uvicorn_loop = uvicorn.Config("", loop="auto").get_loop_factory()
+    with asyncio.Runner(loop_factory=uvicorn_loop) as runner:
+        runner.run(_serve(settings, health))
+    return health.error
+
+
+async def _serve(settings: Settings, health: Health) -> None:
+    serving = Serving(settings, health)
+    config = uvicorn.Config(
+        create_app(serving),
+        host=settings.host,
+        port=settings.port,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=_CLOSE_SECONDS,
+    )
+    server = Server(config, serving)
+    stopper = asyncio.create_task(server.stop_when_finished())
+    await server.serve()
+    stopper.cancel()
+
+
+def _configure_logging(settings: Settings) -> None:
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=settings.log_level.upper(),
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+    )
+    # uvicorn's own account of start and stop says less than ours.
+    logging.getLogger("uvicorn.error").setLevel(max(logging.root.level, logging.WARNING))

@@ -1,0 +1,150 @@
+"""One server's life: loading the model in a thread, counting requests, draining on SIGTERM.
+
+Knows settings, health, metrics and the engine's interface. Knows no HTTP, and imports the loader,
+and torch with it, only in the loading thread.
+"""
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from llm_inference.engine.directory import ModelLoadError
+from llm_inference.engine.interface import Engine, Observer
+from llm_inference.health import Health, Phase
+from llm_inference.metrics import Metrics
+from llm_inference.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+
+class Serving:
+    """What the routes of one server share.
+
+    Args:
+        settings: checked settings.
+        health: phase machine, already started.
+        load: loads the engine, in a thread; replaced in tests.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        health: Health,
+        load: "Callable[[Serving], Engine] | None" = None,
+    ) -> None:
+        self.settings = settings
+        self.health = health
+        self.engine: Engine | None = None
+        self.model_name = settings.served_name or settings.model_id or settings.model_dir.name
+        self.model_root = settings.model_id or self.model_name
+        self.created = int(time.time())
+        self.metrics = Metrics(self.model_name)
+        self.metrics.startup_seconds = health.startup_seconds
+        self.finished = asyncio.Event()
+        self._load = load or load_engine
+        self._active = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    def start_loading(self) -> None:
+        """Load the model in a thread of its own; sets `finished` if that fails."""
+        loop = asyncio.get_running_loop()
+
+        def run() -> None:
+            try:
+                engine = self._load(self)
+            except ModelLoadError as error:
+                self.health.fail(str(error))
+                loop.call_soon_threadsafe(self.finished.set)
+            except Exception as error:
+                logger.exception("loading failed")
+                self.health.fail(f"loading the model failed: {type(error).__name__}: {error}")
+                loop.call_soon_threadsafe(self.finished.set)
+            else:
+                loop.call_soon_threadsafe(self._serve, engine)
+
+        threading.Thread(target=run, name="loader", daemon=True).start()
+
+    def _serve(self, engine: Engine) -> None:
+        self.engine = engine
+        self.metrics.load = engine.load
+        if self.health.enter(Phase.SERVING):
+            phases = self.health.startup_seconds()
+            logger.info(
+                "serving %s after %.1f s (%s)",
+                self.model_name,
+                sum(phases.values()),
+                ", ".join(f"{name} {seconds:.1f}" for name, seconds in phases.items()),
+            )
+
+    @property
+    def alive(self) -> bool:
+        """False once only a restart helps."""
+        if self.health.phase is Phase.FAILED:
+            return False
+        return self.engine is None or self.engine.alive
+
+    @property
+    def ready(self) -> bool:
+        """Whether a request sent now would be served."""
+        return self.health.ready and self.alive
+
+    @contextmanager
+    def request(self) -> Iterator[None]:
+        """Count a request as active, so that draining waits for it."""
+        self._active += 1
+        self._idle.clear()
+        try:
+            yield
+        finally:
+            self._active -= 1
+            if not self._active:
+                self._idle.set()
+
+    async def drain(self) -> None:
+        """Take no more requests, let the running ones finish in time, set `finished`."""
+        self.health.enter(Phase.DRAINING)
+        seconds = self.settings.drain_seconds
+        logger.info("draining: %d requests have %g s to finish", self._active, seconds)
+        try:
+            async with asyncio.timeout(seconds):
+                await self._idle.wait()
+        except TimeoutError:
+            logger.warning("%d requests did not finish in time and are ended", self._active)
+        if self.engine is not None:
+            await self.engine.close()
+        self.finished.set()
+
+
+def load_engine(serving: Serving) -> Engine:
+    """Import the engine, load the model and tell health and metrics how it goes.
+
+    Raises:
+        ModelLoadError: the model cannot be served.
+    """
+    from llm_inference.engine import loader  # noqa: PLC0415 - imports torch
+
+    settings, health = serving.settings, serving.health
+    observer: Observer = serving.metrics
+    loaded = loader.load_model(
+        loader.LoadOptions(
+            model_dir=settings.model_dir,
+            model_id=settings.model_id,
+            revision=settings.model_revision,
+            task=settings.task,
+            dtype=settings.dtype,
+            device=settings.device,
+            threads=settings.threads,
+            max_length=settings.max_length,
+            max_concurrency=settings.max_concurrency,
+            max_queue=settings.max_queue,
+        ),
+        on_phase=lambda phase: health.enter(Phase(phase)),
+        observer=observer,
+    )
+    health.describe(model_id=loaded.model_id, revision=loaded.revision, device=loaded.device)
+    serving.metrics.describe_device(loaded.device)
+    return loaded.engine
