@@ -1,0 +1,160 @@
+"""Up, down and status of the whole: the order of things, and who may do them."""
+
+import shutil
+import time
+
+from . import (
+    addons,
+    cgroups,
+    control_plane,
+    gpu,
+    network,
+    node,
+    ownership,
+    packages,
+    paths,
+    preflight,
+    processes,
+    runtime,
+    teardown,
+    tools,
+)
+from .commands import ClusterError
+from .ownership import Decision
+from .processes import Component
+from .progress import say, step
+
+
+def build(*, runtime_only: bool = False) -> None:
+    """Have every program at hand: Debian's packages, then those built from source."""
+    packages.install()
+    tools.build(modules=["containers"] if runtime_only else ["containers", "kubernetes"])
+
+
+def up(*, take_over: bool = False, runtime_only: bool = False) -> None:
+    """Start what does not run yet, and wait until it serves.
+
+    Args:
+        take_over: end another checkout's cluster if one runs.
+        runtime_only: containerd and BuildKit alone, to build images.
+
+    Raises:
+        ClusterError: the machine lacks something, or belongs to another checkout.
+    """
+    began = time.monotonic()
+    with ownership.only_command():
+        if problem := preflight.root():
+            raise ClusterError(problem)
+        build(runtime_only=runtime_only)
+        free_machine(take_over=take_over)
+        with step("Checking what this machine allows"):
+            preflight.check(running=bool(processes.all_running()))
+        ownership.claim()
+        with step("Starting containerd and BuildKit"):
+            start_runtime()
+        if not runtime_only:
+            start_kubernetes()
+    say(f"Up after {time.monotonic() - began:.0f} s.")
+
+
+def start_runtime() -> None:
+    """Start what holds and runs images, on a machine prepared for it."""
+    cgroups.create()
+    network.up()
+    runtime.start()
+    if not processes.running("kubelet"):
+        # A new control plane knows nothing of the containers that an old one left.
+        runtime.remove_containers()
+
+
+def start_kubernetes() -> None:
+    """Start everything above the runtime."""
+    if not processes.running("etcd"):
+        # Logs of pods that a new control plane knows nothing of.
+        shutil.rmtree(paths.LOGS / "pods", ignore_errors=True)
+    had_kubelet = processes.running("kubelet") is not None
+    with step("Starting etcd and the API server"):
+        control_plane.start_api()
+    with step("Starting the controllers, kubelet and kube-proxy"):
+        control_plane.start_controllers()
+        node.start()
+        for component in control_plane.components():
+            processes.wait_healthy(component)
+    with step("Applying CoreDNS, metrics-server and kwok"):
+        addons.start()
+    with step("Waiting for the node"):
+        node.wait_ready()
+        if not had_kubelet:
+            gpu.restore()
+    with step("Waiting for DNS and metrics"):
+        addons.wait_ready()
+
+
+def free_machine(*, take_over: bool) -> None:
+    """Make the machine free for this checkout: clean up after the dead, refuse or end the living.
+
+    Raises:
+        ClusterError: another checkout's cluster runs and is not to be taken over.
+    """
+    owner = ownership.owner()
+    alive = bool(processes.all_running())
+    decision = ownership.decide(owner, paths.CHECKOUT, alive=alive, take_over=take_over)
+    if decision is Decision.REFUSE:
+        raise ClusterError(
+            f"the cluster on this machine belongs to {owner}: stop it there with "
+            "`python3 -m dev.cluster down`, or end it from here with `up --take-over`"
+        )
+    whose = owner or paths.CHECKOUT
+    if decision is Decision.TAKE_OVER:
+        say(f"Ending the cluster of {whose} and taking over")
+        teardown.end_cluster(whose)
+    elif decision is not Decision.CONTINUE and teardown.leftovers(whose):
+        say(f"Cleaning up: the cluster of {whose} ended without `down`")
+        teardown.end_cluster(whose)
+
+
+def down(*, purge: bool = False) -> None:
+    """End this checkout's cluster, or what a dead one left on the machine.
+
+    Args:
+        purge: remove the images and the build cache too.
+
+    Raises:
+        ClusterError: the running cluster is another checkout's, or something does not go away.
+    """
+    began = time.monotonic()
+    with ownership.only_command():
+        whose = ownership.owner() or paths.CHECKOUT
+        if whose != paths.CHECKOUT and processes.all_running():
+            raise ClusterError(f"the cluster on this machine belongs to {whose}: stop it there")
+        teardown.end_cluster(whose)
+        if left := teardown.leftovers(whose):
+            raise ClusterError("these stay behind:" + "".join(f"\n  - {thing}" for thing in left))
+        if purge:
+            teardown.purge(paths.CHECKOUT)
+    say(f"Down after {time.monotonic() - began:.0f} s; nothing is left running.")
+
+
+def components() -> list[Component]:
+    """Every process of a whole cluster, in the order in which they start."""
+    above = (control_plane, node, addons)
+    return [*runtime.components(), *(c for module in above for c in module.components())]
+
+
+def status() -> bool:
+    """Print each component's state; return whether all is well."""
+    owner = ownership.owner()
+    if owner != paths.CHECKOUT:
+        say(f"No cluster of this checkout is up (the machine's owner: {owner or 'nobody'})")
+        for thing in teardown.leftovers(owner or paths.CHECKOUT) if owner is None else []:
+            say(f"  left behind: {thing}")
+        return False
+    well = True
+    for component in components():
+        pid = processes.running(component.name)
+        state = "stopped" if pid is None else "serves" if component.healthy() else "does not serve"
+        well = well and state == "serves"
+        say(f"{component.name:<24} {pid or '-':>8}  {state}")
+    readiness = node.readiness() if processes.running("kube-apiserver") else "no API server"
+    say(f"{'node ' + network.NODE_NAME:<24} {'':>8}  {readiness}")
+    return well and readiness == "Ready"

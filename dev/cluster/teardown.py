@@ -1,0 +1,86 @@
+"""End a cluster and remove all it left on the machine, whatever state it is in.
+
+Works from what the machine shows (cgroups, mounts, links, tables), not from what a pid file
+promises, so it also cleans up after a machine reset or another checkout.
+"""
+
+import shutil
+from pathlib import Path
+
+from . import cgroups, network, paths, processes, runtime, strays
+from .commands import ClusterError, run
+from .progress import step
+
+# Whoever restarts or writes ends before what it writes to.
+ORDER = (
+    "kwok",
+    "kubelet",
+    "kube-proxy",
+    "kube-scheduler",
+    "kube-controller-manager",
+    "kube-apiserver",
+    "etcd",
+)
+
+
+def end_cluster(checkout: Path) -> None:
+    """Leave no process, mount, link, table, cgroup or socket of a checkout's cluster.
+
+    Keeps the checkout's images and build cache.
+    """
+    if processes.all_running():
+        with step("Stopping the control plane and the node"):
+            for name in ORDER:
+                processes.stop(name)
+    if processes.running("containerd"):
+        with step("Removing containers"):
+            _remove_containers()
+    with step("Stopping containerd and BuildKit"):
+        for name in ("buildkitd", "containerd", *processes.all_running()):
+            processes.stop(name)
+        cgroups.kill()
+    with step("Removing mounts, links, tables and cgroups"):
+        for mount in mounts(checkout):
+            run(["umount", "--lazy", mount])
+        if left := mounts(checkout):  # below them may lie what is not the cluster's to remove
+            raise ClusterError(f"these do not unmount: {', '.join(left)}")
+        network.down()
+        cgroups.remove()
+        strays.remove(checkout)
+        shutil.rmtree(paths.RUN, ignore_errors=True)
+        shutil.rmtree(checkout / ".dev" / "cluster", ignore_errors=True)
+        (checkout / ".dev" / "kubeconfig").unlink(missing_ok=True)
+
+
+def _remove_containers() -> None:
+    try:
+        runtime.remove_containers()
+    except ClusterError:
+        # A containerd that does not answer is ended all the same; `up` removes them next time.
+        return
+
+
+def mounts(checkout: Path) -> list[str]:
+    """The mount points below the cluster's folders, the innermost first."""
+    roots = (f"{paths.RUN}/", f"{checkout}/.dev/")
+    points = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+    # The kernel writes a space in a path as \040.
+    plain = [point.replace("\\040", " ") for point in points]
+    return [point for point in reversed(plain) if point.startswith(roots)]
+
+
+def leftovers(checkout: Path) -> list[str]:
+    """What is there of a cluster, in words; empty after `down`."""
+    found = [f"process {name} ({pid})" for name, pid in processes.all_running().items()]
+    found += [f"process {pid} in a cgroup of the cluster" for pid in sorted(cgroups.members())]
+    found += [f"mount {point}" for point in mounts(checkout)]
+    found += network.leftovers()
+    found += [f"cgroup {group}" for group in cgroups.leftovers()]
+    found += [f"file {file}" for file in strays.find(checkout)]
+    found += [f"folder {paths.RUN}"] if paths.RUN.exists() else []
+    return found
+
+
+def purge(checkout: Path) -> None:
+    """Remove the checkout's whole state, images and build cache included."""
+    shutil.rmtree(checkout / ".dev", ignore_errors=True)
