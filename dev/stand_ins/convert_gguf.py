@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
@@ -25,11 +26,15 @@ def convert(source: Path, target: Path) -> None:
     checkpoint = load_gguf_checkpoint(
         str(source), return_tensors=True, model_to_load=model, torch_dtype=torch.bfloat16
     )
-    missing, unknown = model.load_state_dict(checkpoint["tensors"], strict=False, assign=True)
-    if unknown or set(missing) - set(model.all_tied_weights_keys):
-        raise SystemExit(f"{source.name}: weights missing {missing}, unknown {unknown}")
-    model.tie_weights()
-    model.save_pretrained(target)
+    weights = checkpoint["tensors"]
+    if wrong := model.state_dict().keys() - set(model.all_tied_weights_keys) ^ weights.keys():
+        raise SystemExit(f"{source.name}: weights missing or unknown: {sorted(wrong)}")
+    # Not model.save_pretrained: it imports, for a minute, what only a sharded model needs.
+    target.mkdir(exist_ok=True)
+    save_file(weights, target / "model.safetensors", metadata={"format": "pt"})
+    config.architectures = [type(model).__name__]
+    config.save_pretrained(target)
+    model.generation_config.save_pretrained(target)
     tokenizer.save_pretrained(target)
     settings = json.loads((target / "config.json").read_text())
     if "quantization_config" in settings or settings["dtype"] != "bfloat16":

@@ -49,13 +49,14 @@ def download(requirement: str, folder: Path, *, python: str | None = None) -> Pa
             *("--dest", str(folder), "--requirement", lines.name),
         ]
         done = subprocess.run(
-            command, env=pip_environment(), capture_output=True, text=True, check=False
+            command, env=environment(), capture_output=True, text=True, check=False
         )
     if done.returncode:
-        raise PackageError(f"cannot fetch {requirement.split()[0]}:\n{done.stderr.strip()}")
+        name = requirement.partition(" ")[0]
+        raise PackageError(f"cannot fetch {name}:\n{done.stderr.strip()}")
     return (set(folder.glob("*.whl")) - before).pop()
 
 
-def pip_environment() -> dict[str, str]:
-    """Return the environment for pip: the machine's own, without its reminders to upgrade."""
-    return {**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+def environment() -> dict[str, str]:
+    """Return the environment for pip and what it installs: the machine's own, and quiet."""
+    return {**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1", "TQDM_DISABLE": "1"}

@@ -81,6 +81,12 @@ def ensure(python: str) -> Path:
     return wheel.path
 
 
+def finished() -> list[Path]:
+    """Return every wheel that the cache has for the locked version of torch."""
+    version = packages.version(LOCK, "torch")
+    return sorted(cache.stand_ins().glob(f"torch-{version}-*-r{RECIPE}/*.whl"))
+
+
 def _make(wheel: Wheel, scratch: Path, output: Path) -> None:
     with step("fetch the default build of torch"):
         original = packages.download(packages.pin(LOCK, "torch"), scratch, python=wheel.python)
