@@ -5,6 +5,7 @@ promises, so it also cleans up after a machine reset or another checkout.
 """
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from . import cgroups, network, paths, processes, runtime, strays
@@ -62,11 +63,16 @@ def _remove_containers() -> None:
 
 def mounts(checkout: Path) -> list[str]:
     """The mount points below the cluster's folders, the innermost first."""
-    roots = (f"{paths.RUN}/", f"{checkout}/.dev/")
-    points = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+    return mounts_below((paths.RUN, checkout / ".dev"), Path("/proc/self/mountinfo").read_text())
+
+
+def mounts_below(roots: Sequence[Path], mountinfo: str) -> list[str]:
+    """The mount points below some folders, the innermost first, from /proc/self/mountinfo."""
+    prefixes = tuple(f"{root}/" for root in roots)
+    points = [line.split()[4] for line in mountinfo.splitlines()]
     # The kernel writes a space in a path as \040.
     plain = [point.replace("\\040", " ") for point in points]
-    return [point for point in reversed(plain) if point.startswith(roots)]
+    return [point for point in reversed(plain) if point.startswith(prefixes)]
 
 
 def leftovers(checkout: Path) -> list[str]:

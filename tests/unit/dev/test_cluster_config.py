@@ -1,0 +1,252 @@
+"""What the cluster's programs are told, and what is made without them."""
+
+import hashlib
+import io
+import json
+import os
+import socket
+import tarfile
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+from dev.cluster import (
+    __main__,
+    addons,
+    control_plane,
+    fake_nodes,
+    gpu,
+    images,
+    lifecycle,
+    network,
+    node,
+    paths,
+    preflight,
+    runtime,
+    teardown,
+    tools,
+)
+from dev.cluster.commands import ClusterError, run
+from dev.cluster.gpu import Gpus
+
+
+def test_containerd_and_buildkit_share_a_socket_and_a_namespace():
+    containerd = tomllib.loads(runtime.containerd_config())
+    worker = tomllib.loads(runtime.buildkit_config())["worker"]["containerd"]
+    assert worker["address"] == containerd["grpc"]["address"]
+    assert worker["namespace"] == "k8s.io"
+    assert worker["networkMode"] == "host"
+    assert worker["gcpolicy"] == [{"all": True, "maxUsedSpace": "30GB"}]
+
+
+def test_the_image_store_outlives_down_and_the_runtime_state_does_not():
+    containerd = tomllib.loads(runtime.containerd_config())
+    assert Path(containerd["root"]).is_relative_to(paths.STORE)
+    assert Path(containerd["state"]).is_relative_to(paths.RUN)
+    assert not paths.STORE.is_relative_to(paths.CLUSTER)
+
+
+def test_the_pods_network_leaves_no_iptables_rule():
+    ptp, portmap = json.loads(network.cni_config())["plugins"]
+    assert "ipMasq" not in ptp
+    assert portmap["backend"] == "nftables"
+    assert node.kubelet_config()["makeIPTablesUtilChains"] is False
+    assert node.kube_proxy_config()["mode"] == "nftables"
+
+
+def test_the_kubelet_neither_evicts_nor_deletes_images_on_a_full_disk():
+    config = node.kubelet_config()
+    assert config["imageGCHighThresholdPercent"] == 100
+    assert config["evictionHard"]["nodefs.available"] == "1%"
+
+
+def test_pods_do_not_get_name_servers_that_only_the_host_reaches():
+    host = "search lan\nnameserver 127.0.0.53\nnameserver 192.0.2.1\n"
+    assert node.resolv_conf(host) == "search lan\nnameserver 192.0.2.1\n"
+
+
+def test_the_audit_policy_is_about_writes():
+    rules = json.loads(control_plane.audit_policy())["rules"]
+    assert rules[0] == {"level": "None", "verbs": ["get", "list", "watch"]}
+    assert rules[1:] == [{"level": "Metadata"}]
+
+
+@pytest.mark.parametrize("name", ["coredns", "metrics-server"])
+@pytest.mark.parametrize("servers", ["nameserver 192.0.2.1\n", ""])
+def test_manifests_are_filled_in(name, servers, tmp_path, monkeypatch):
+    monkeypatch.setattr(node, "RESOLV_CONF", tmp_path / "resolv.conf")
+    node.RESOLV_CONF.write_text(servers)
+    documents = {d["kind"]: d for d in yaml.safe_load_all(addons.manifest(name))}
+    pod = documents["Deployment"]["spec"]["template"]["spec"]
+    assert pod["containers"][0]["image"] == addons.image(name)
+    if name == "coredns":
+        assert documents["Service"]["spec"]["clusterIP"] == network.DNS_SERVICE
+        assert ("forward ." in documents["ConfigMap"]["data"]["Corefile"]) == bool(servers)
+
+
+def test_every_component_is_stopped_in_order():
+    names = [component.name for component in lifecycle.components()]
+    assert sorted(names) == sorted([*teardown.ORDER, "containerd", "buildkitd"])
+    assert len(set(names)) == len(names)
+
+
+def test_mounts_are_found_innermost_first():
+    lines = [
+        "1 0 8:1 / / rw - ext4 /dev/vda rw",
+        "2 1 0:1 / /src/x/.dev/a rw - tmpfs tmpfs rw",
+        r"3 2 0:2 / /src/x/.dev/a/b\040c rw - tmpfs tmpfs rw",
+        "4 1 0:3 / /src/x/.devices rw - tmpfs tmpfs rw",
+    ]
+    below = teardown.mounts_below([Path("/src/x/.dev")], "\n".join(lines))
+    assert below == ["/src/x/.dev/a/b c", "/src/x/.dev/a"]
+
+
+def test_gpu_labels_are_those_of_feature_discovery():
+    made = gpu.labels(Gpus(2, "NVIDIA-H100-80GB-HBM3", 81559))
+    assert made["nvidia.com/gpu.present"] == "true"
+    assert made["nvidia.com/gpu.count"] == "2"
+    assert made["nvidia.com/gpu.product"] == "NVIDIA-H100-80GB-HBM3"
+    assert made["nvidia.com/gpu.memory"] == "81559"
+    assert made["nvidia.com/gpu.family"] == "hopper"
+    assert (made["nvidia.com/gpu.compute.major"], made["nvidia.com/gpu.compute.minor"]) == (
+        "9",
+        "0",
+    )
+
+
+@pytest.mark.parametrize(
+    ("product", "family"),
+    [("Tesla-T4", "turing"), ("NVIDIA-A100-SXM4-40GB", "ampere"), ("NVIDIA-Unheard-Of", None)],
+)
+def test_gpu_family(product, family):
+    assert gpu.labels(Gpus(1, product, 1)).get("nvidia.com/gpu.family") == family
+
+
+def test_a_fake_node_is_tainted_and_carries_its_gpus():
+    made = fake_nodes.manifest(3, Gpus(count=8))
+    assert made["metadata"]["name"] == "fake-3"
+    assert made["metadata"]["labels"]["type"] == "kwok"
+    assert made["spec"]["taints"] == [fake_nodes.TAINT]
+    assert made["status"]["allocatable"]["nvidia.com/gpu"] == "8"
+    without = fake_nodes.manifest(3, Gpus(count=0))
+    assert not [label for label in without["metadata"]["labels"] if "nvidia" in label]
+    assert "nvidia.com/gpu" not in without["status"]["capacity"]
+
+
+def test_an_image_is_a_layout_whose_digests_hold(tmp_path):
+    program = tmp_path / "program"
+    program.write_bytes(b"\x7fELF")
+    layer = images.layer({"/bin/program": program})
+    content = images.layout("localhost/x:1", layer, {"Entrypoint": ["/bin/program"]})
+    with tarfile.open(fileobj=io.BytesIO(content)) as archive:
+        files = {m.name: archive.extractfile(m).read() for m in archive.getmembers()}
+
+    def blob(descriptor):
+        data = files[f"blobs/{descriptor['digest'].replace(':', '/')}"]
+        assert hashlib.sha256(data).hexdigest() == descriptor["digest"].removeprefix("sha256:")
+        assert len(data) == descriptor["size"]
+        return data
+
+    entry = json.loads(files["index.json"])["manifests"][0]
+    assert entry["annotations"]["io.containerd.image.name"] == "localhost/x:1"
+    manifest = json.loads(blob(entry))
+    config = json.loads(blob(manifest["config"]))
+    assert config["config"]["Entrypoint"] == ["/bin/program"]
+    assert config["rootfs"]["diff_ids"] == [manifest["layers"][0]["digest"]]
+    with tarfile.open(fileobj=io.BytesIO(blob(manifest["layers"][0]))) as archive:
+        assert [(m.name, m.mode) for m in archive.getmembers()] == [("bin/program", 0o755)]
+    os.utime(program, (1, 1))
+    assert images.layer({"/bin/program": program}) == layer
+
+
+@pytest.fixture
+def tool_modules(tmp_path, monkeypatch):
+    for module in ("containers", "kubernetes"):
+        (tmp_path / module).mkdir()
+        (tmp_path / module / "go.mod").write_text("require k8s.io/kubernetes v1.2.3 // indirect\n")
+        (tmp_path / module / "go.sum").write_text("")
+    monkeypatch.setattr(paths, "TOOL_MODULES", tmp_path)
+    tools.digest.cache_clear()
+    yield tmp_path
+    tools.digest.cache_clear()
+
+
+@pytest.mark.parametrize("file", ["containers/go.mod", "kubernetes/go.sum", "containers/main.go"])
+def test_the_tools_folder_follows_what_they_are_built_from(tool_modules, file):
+    before = tools.bin_folder()
+    assert tools.bin_folder() == before
+    (tool_modules / file).write_text("changed")
+    tools.digest.cache_clear()
+    assert tools.bin_folder() != before
+
+
+def test_the_pinned_version_is_read_from_the_module(tool_modules):
+    assert tools.kubernetes_version() == "v1.2.3"
+    (tool_modules / "kubernetes" / "go.mod").write_text("")
+    with pytest.raises(ClusterError, match="does not require"):
+        tools.kubernetes_version()
+
+
+def test_a_build_without_go_says_so(tool_modules, monkeypatch, tmp_path):
+    monkeypatch.setenv("LLM_OPERATOR_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ClusterError, match="Go is not installed"):
+        tools.build()
+
+
+def test_the_cache_follows_the_environment(monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", "/x")
+    monkeypatch.delenv("LLM_OPERATOR_CACHE", raising=False)
+    assert paths.cache() == Path("/x/llm-operator")
+    monkeypatch.setenv("LLM_OPERATOR_CACHE", "/y")
+    assert paths.cache() == Path("/y")
+
+
+def test_without_root_nothing_else_is_tried(monkeypatch):
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    with pytest.raises(ClusterError, match="it runs as root only: start it with sudo"):
+        preflight.check(running=False)
+
+
+def test_all_that_is_missing_is_said_at_once(monkeypatch):
+    monkeypatch.setattr(preflight, "root", lambda: None)
+    monkeypatch.setattr(preflight, "MACHINE", (lambda: "no this", lambda: None, lambda: "no that"))
+    with pytest.raises(ClusterError, match=r"cluster:\n  - no this\n  - no that$"):
+        preflight.check(running=True)
+
+
+def test_a_port_in_use_is_named(monkeypatch):
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        monkeypatch.setattr(preflight, "PORTS", (port,))
+        assert preflight.ports() == f"port {port} of 127.0.0.1 is in use by another program"
+    assert preflight.ports() is None
+
+
+def test_a_long_checkout_path_is_refused(monkeypatch):
+    assert preflight.path_length() is None
+    monkeypatch.setattr(paths, "CHECKOUT", Path("/" + "x" * 100))
+    assert "is longer than" in preflight.path_length()
+
+
+def test_a_command_that_fails_says_what_it_said():
+    with pytest.raises(ClusterError, match=r"`sh -c .*` failed with code 3: broken"):
+        run(["sh", "-c", "echo broken >&2; exit 3"])
+    with pytest.raises(ClusterError, match="no-such-program is not installed"):
+        run(["no-such-program"])
+    with pytest.raises(ClusterError, match=r"did not end within 0 s"):
+        run(["sleep", "5"], timeout=0.1)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["gpu", "--count", "-1"], ["gpu"], ["fake-nodes", "x"], ["fake-nodes", "1", "--gpus", "1.5"]],
+)
+def test_bad_arguments_are_refused(arguments, capsys):
+    with pytest.raises(SystemExit):
+        __main__.main(arguments)
+    assert "error: " in capsys.readouterr().err
