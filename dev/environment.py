@@ -63,9 +63,9 @@ def lock() -> None:
     prepare()
     for name, options in GROUPS.items():
         command = [
-            *(UV, "pip", "compile", "--quiet", "--generate-hashes", "--no-emit-index-url"),
+            *(str(UV), "pip", "compile", "--quiet", "--generate-hashes", "--no-emit-index-url"),
             *("--upgrade", "--custom-compile-command=make lock", *options),
-            *(f"--output-file={LOCKS / name}", ROOT / "pyproject.toml"),
+            *(f"--output-file={LOCKS / name}", str(ROOT / "pyproject.toml")),
         ]
         subprocess.run(command, check=True, cwd=ROOT)
         print(f"locked requirements/{name}", flush=True)

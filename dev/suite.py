@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dev import environment
-from dev.cluster import ownership
+from dev.cluster import processes
 
 ROOT = Path(__file__).parents[1]
 PYTHON = str(ROOT / ".venv" / "bin" / "python")
@@ -96,7 +96,7 @@ def main() -> int:
     if unknown := set(chosen) - set(names):
         parser.error(f"no stage {', '.join(sorted(unknown))}; there are {', '.join(names)}")
 
-    was_up = ownership.is_up()
+    was_up = processes.running("kubelet") is not None
     outcomes: dict[str, str] = {}
     ready: set[str] = set()
     try:

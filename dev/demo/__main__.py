@@ -89,7 +89,7 @@ def show(program: str, *arguments: str) -> None:
 
 def kubectl(*arguments: str) -> str:
     """What kubectl prints."""
-    command = [tools.path("kubectl"), f"--kubeconfig={paths.KUBECONFIG}", *arguments]
+    command = [str(tools.path("kubectl")), f"--kubeconfig={paths.KUBECONFIG}", *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
@@ -117,7 +117,7 @@ def ask() -> str:
     Raises:
         DemoError: The port-forward did not come up or the server refused.
     """
-    command = [tools.path("kubectl"), f"--kubeconfig={paths.KUBECONFIG}", "port-forward"]
+    command = [str(tools.path("kubectl")), f"--kubeconfig={paths.KUBECONFIG}", "port-forward"]
     forward = subprocess.Popen(
         [*command, "service/smollm2", ":80"], stdout=subprocess.PIPE, text=True
     )
