@@ -1,5 +1,6 @@
 """Entry point: `python -m llm_operator` runs the operator until it is told to stop."""
 
+import logging
 import os
 import sys
 
@@ -25,6 +26,9 @@ def main() -> int:
         quiet=settings.log_level in {"warning", "error"},
         log_format=_FORMATS[settings.log_format],
     )
+    if settings.log_level != "debug":
+        # kopf tells of every event that a handler took; the controller tells what it did.
+        logging.getLogger("kopf.objects").setLevel(logging.WARNING)
     if settings.watch_nodes:
         handlers.watch_nodes()
     kopf.run(

@@ -2,6 +2,7 @@
 
 This module knows what a user may write, what it means and which combinations make no sense.
 It does not know Kubernetes' objects (render), nor how a schema becomes structural (schema).
+What is written as in a pod stands in podspec, what all of it is made of in fields.
 
 Attribute docstrings are the descriptions that `kubectl explain` shows. Defaults are part of the
 version: a changed default changes pod templates, so within v1alpha1 they stay what they are.
@@ -10,8 +11,21 @@ version: a changed default changes pod templates, so within v1alpha1 they stay w
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, WithJsonSchema
-from pydantic.alias_generators import to_camel
+from pydantic import ConfigDict, Field, StringConstraints
+
+from llm_operator.fields import (
+    ApiModel,
+    ImageReference,
+    LabelKey,
+    LabelValue,
+    LocalReference,
+    ObjectName,
+    PullPolicy,
+    Quantity,
+    ResourceName,
+    rules,
+)
+from llm_operator.podspec import Affinity, EnvVar, Resources, Toleration
 
 GROUP = "llm-operator.dev"
 VERSION = "v1alpha1"
@@ -22,60 +36,8 @@ SINGULAR = "llmdeployment"
 SHORT_NAMES = ("llm",)
 
 Target = Literal["cpu", "gpu"]
-PullPolicy = Literal["Always", "IfNotPresent", "Never"]
 
 DEFAULT_GPU_RESOURCE = "nvidia.com/gpu"
-
-_QUANTITY = r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei|[eE][0-9]+)?$"
-_DNS_LABEL = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
-_DNS_SUBDOMAIN = r"^[a-z0-9]([-.a-z0-9]*[a-z0-9])?$"
-_IMAGE = r"^[a-zA-Z0-9][-a-zA-Z0-9._:/@]*$"
-_QUALIFIED_NAME = r"^([a-z0-9]([-.a-z0-9]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$"
-
-ObjectName = Annotated[str, StringConstraints(min_length=1, max_length=253, pattern=_DNS_SUBDOMAIN)]
-ImageReference = Annotated[str, StringConstraints(min_length=1, max_length=512, pattern=_IMAGE)]
-ResourceName = Annotated[
-    str, StringConstraints(min_length=1, max_length=253, pattern=_QUALIFIED_NAME)
-]
-LabelKey = Annotated[str, StringConstraints(min_length=1, max_length=317)]
-LabelValue = Annotated[str, StringConstraints(max_length=63)]
-Quantity = Annotated[
-    int | str,
-    WithJsonSchema(
-        {
-            "anyOf": [{"type": "integer"}, {"type": "string"}],
-            "x-kubernetes-int-or-string": True,
-            "pattern": _QUANTITY,
-            "maxLength": 32,
-        }
-    ),
-]
-
-
-def rules(*pairs: tuple[str, str]) -> dict[str, Any]:
-    """CEL rules of a schema node, from pairs of (expression that must hold, what to change)."""
-    return {
-        "x-kubernetes-validations": [{"rule": rule, "message": message} for rule, message in pairs]
-    }
-
-
-class ApiModel(BaseModel):
-    """What all models share: frozen, camelCase outside, descriptions from attribute docstrings."""
-
-    model_config = ConfigDict(
-        frozen=True,
-        extra="ignore",
-        alias_generator=to_camel,
-        populate_by_name=True,
-        use_attribute_docstrings=True,
-    )
-
-
-class LocalReference(ApiModel):
-    """Names an object in the namespace of the LLMDeployment."""
-
-    name: ObjectName
-    """Name of the object."""
 
 
 class PreloadedSource(ApiModel):
@@ -265,125 +227,6 @@ class Gpu(ApiModel):
     little less than their name says: ask for 79Gi or 80G to get an 80 GB card."""
     runtime_class_name: ObjectName | None = None
     """RuntimeClass of the pods, where GPUs need one."""
-
-
-class Resources(ApiModel):
-    """Requests and limits of the server container, as in a pod. GPUs are asked for by spec.gpu."""
-
-    model_config = ConfigDict(
-        json_schema_extra=rules(
-            (
-                "!has(self.requests) || !has(self.limits) || self.requests.all(name,"
-                " !(name in self.limits) || quantity(string(self.requests[name]))"
-                ".compareTo(quantity(string(self.limits[name]))) <= 0)",
-                "a request exceeds its limit: lower the request or raise the limit",
-            )
-        )
-    )
-
-    requests: Annotated[dict[ResourceName, Quantity], Field(max_length=16)] | None = None
-    """Resources the scheduler reserves for one replica."""
-    limits: Annotated[dict[ResourceName, Quantity], Field(max_length=16)] | None = None
-    """Most that one replica may use. The server runs as many threads as limits.cpu allows."""
-
-
-class Toleration(ApiModel):
-    """A taint that the pods tolerate, as in a pod."""
-
-    key: LabelKey | None = None
-    """Key of the taint. Every key if not set, with operator Exists."""
-    operator: Literal["Exists", "Equal"] | None = None
-    """How key and value relate to the taint. Equal if not set."""
-    value: LabelValue | None = None
-    """Value of the taint, with operator Equal."""
-    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
-    """Effect of the taint. Every effect if not set."""
-    toleration_seconds: Annotated[int, Field(ge=0)] | None = None
-    """How long a NoExecute taint is tolerated. For ever if not set."""
-
-
-_PASSED_THROUGH: dict[str, Any] = {"x-kubernetes-preserve-unknown-fields": True}
-
-
-class Affinity(ApiModel):
-    """Scheduling constraints, as in a pod. Unknown fields in it are refused by the Deployment."""
-
-    node_affinity: Annotated[dict[str, Any], Field(json_schema_extra=_PASSED_THROUGH)] | None = None
-    """Rules about nodes, as in a pod. Requirements from gpu are added to each of its terms."""
-    pod_affinity: Annotated[dict[str, Any], Field(json_schema_extra=_PASSED_THROUGH)] | None = None
-    """Rules about pods to be near to, as in a pod."""
-    pod_anti_affinity: (
-        Annotated[dict[str, Any], Field(json_schema_extra=_PASSED_THROUGH)] | None
-    ) = None
-    """Rules about pods to be apart from, as in a pod."""
-
-
-class KeySelector(ApiModel):
-    """A key of a Secret or ConfigMap in the namespace of the LLMDeployment."""
-
-    name: ObjectName
-    """Name of the object."""
-    key: Annotated[
-        str, StringConstraints(min_length=1, max_length=253, pattern=r"^[-._A-Za-z0-9]+$")
-    ]
-    """Key in its data."""
-    optional: bool | None = None
-    """Start without the variable when object or key does not exist."""
-
-
-class FieldSelector(ApiModel):
-    """A field of the pod."""
-
-    field_path: Annotated[str, StringConstraints(min_length=1, max_length=253)]
-    """Path of the field, for example spec.nodeName."""
-
-
-class EnvVarSource(ApiModel):
-    """Where the value of a variable comes from: exactly one of the members."""
-
-    model_config = ConfigDict(
-        json_schema_extra=rules(
-            (
-                "[has(self.secretKeyRef), has(self.configMapKeyRef), has(self.fieldRef)]"
-                ".filter(given, given).size() == 1",
-                "valueFrom names exactly one of secretKeyRef, configMapKeyRef and fieldRef",
-            )
-        )
-    )
-
-    secret_key_ref: KeySelector | None = None
-    """Key of a Secret."""
-    config_map_key_ref: KeySelector | None = None
-    """Key of a ConfigMap."""
-    field_ref: FieldSelector | None = None
-    """Field of the pod."""
-
-
-class EnvVar(ApiModel):
-    """An environment variable, as in a container."""
-
-    model_config = ConfigDict(
-        json_schema_extra=rules(
-            (
-                "!self.name.startsWith('LLM_')",
-                "variables that begin with LLM_ are made from the spec's own fields:"
-                " set the field instead",
-            ),
-            (
-                "!(has(self.value) && has(self.valueFrom))",
-                "a variable has a value or a valueFrom: remove one of them",
-            ),
-        )
-    )
-
-    name: Annotated[
-        str, StringConstraints(min_length=1, max_length=128, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
-    ]
-    """Name of the variable."""
-    value: Annotated[str, StringConstraints(max_length=32768)] | None = None
-    """Value of the variable."""
-    value_from: EnvVarSource | None = None
-    """Where the value comes from instead."""
 
 
 class Server(ApiModel):

@@ -281,8 +281,9 @@ def _occupied(live: Body, cr: LLMDeployment, resource: Resource) -> Problem | No
 def _problem(error: ApiError, resource: Resource, name: str) -> Problem:
     """What an answer of the API server means to the user."""
     message = f"{resource.kind} {name}: {error.message}"
-    if error.status in {400, 422}:
-        return Problem(reasons.INVALID_SPEC, message, stalled=True)
+    # A field that the Deployment's schema lacks is answered with 500.
+    if error.status in {400, 422} or "field not declared in schema" in error.message:
+        return Problem(reasons.INVALID_SPEC, message, stalled=True, final=True)
     if error.status == 403:  # noqa: PLR2004
         quota = "exceeded quota" in error.message
         return Problem(reasons.QUOTA_EXCEEDED if quota else reasons.FORBIDDEN, message)

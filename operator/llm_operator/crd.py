@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from llm_operator import api
+from llm_operator.fields import rules
 from llm_operator.schema import structural
 
 CRD_NAME = f"{api.PLURAL}.{api.GROUP}"
@@ -27,7 +28,7 @@ _CHART_KEEP = """\
 _CHART_TAIL = "{{- end }}\n"
 
 # The name becomes the Service's and a label's value, which are stricter than an object's name.
-_NAME_RULES = api.rules(
+_NAME_RULES = rules(
     (
         "self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')"
         " && self.metadata.name.size() <= 63",

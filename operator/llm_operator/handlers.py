@@ -138,7 +138,7 @@ async def pods(*, body: kopf.Body, **_: object) -> dict[Key, Body]:
 def watch_nodes() -> None:
     """Have the cluster's nodes watched too. Called before kopf starts, where that is allowed."""
 
-    @kopf.index(*NODES)
+    @kopf.index(*NODES, id="nodes")
     async def nodes(*, name: str, body: kopf.Body, **_: object) -> dict[str, NodeFacts]:
         """Nodes, as far as hardware is chosen by them."""
         return {name: NodeFacts.of(body)}

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from llm_operator import quantities
-from llm_operator.api import Gpu, LLMDeploymentSpec, Target, Toleration
+from llm_operator.api import Gpu, LLMDeploymentSpec, Target
+from llm_operator.podspec import Toleration
 
 # Labels of NVIDIA's GPU feature discovery. Memory is in MiB.
 PRODUCT_LABEL = "nvidia.com/gpu.product"

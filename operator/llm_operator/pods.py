@@ -4,8 +4,9 @@ Knows the kubelet's and the scheduler's words and the exit codes of the inferenc
 know which pods should exist.
 """
 
+import datetime as dt
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -17,6 +18,9 @@ Body = Mapping[str, Any]
 # Exit codes of the inference server.
 EXIT_BAD_SETTING = 2
 EXIT_MODEL_LOAD_FAILED = 3
+
+_CRASHES = 3
+"""Restarts after which a crash no longer counts as passing."""
 
 _PULL_REASONS = frozenset(
     {
@@ -72,22 +76,21 @@ class Pod:
             template=metadata.get("labels", {}).get(render.TEMPLATE_LABEL),
             ready=ready,
             counts=not stopping and status.get("phase") not in {"Failed", "Succeeded"},
-            diagnosis=None if ready else _diagnose(metadata["name"], status),
+            diagnosis=None if ready else _diagnose(body),
         )
 
 
-def _diagnose(pod: str, status: Body) -> Diagnosis | None:
+def _diagnose(body: Body) -> Diagnosis | None:
+    pod, status = body["metadata"]["name"], body.get("status", {})
     scheduled = _condition(status, "PodScheduled")
     if scheduled.get("status") == "False":
         message = scheduled.get("message", "the pod is not scheduled")
         return Diagnosis(reasons.UNSCHEDULABLE, message, failure=True)
-    server = next(
-        (each for each in status.get("containerStatuses", ()) if each["name"] == render.CONTAINER),
-        None,
-    )
-    if server is None:
+    server = _named(status.get("containerStatuses", ()), render.CONTAINER)
+    if not server:
         return None
-    return _waiting(pod, server) or _stopped(pod, server) or _running(pod, server, status)
+    budget = _startup_budget(body)
+    return _waiting(pod, server) or _stopped(pod, server, budget) or _running(pod, server, status)
 
 
 def _waiting(pod: str, server: Body) -> Diagnosis | None:
@@ -95,52 +98,80 @@ def _waiting(pod: str, server: Body) -> Diagnosis | None:
     waiting = server.get("state", {}).get("waiting", {})
     reason, message = waiting.get("reason", ""), waiting.get("message", "")
     if reason in _PULL_REASONS:
-        return Diagnosis(
-            reasons.IMAGE_PULL_FAILED,
-            _BACK_OFF.sub("", message) or reason,
-            failure=True,
-            stalled=True,
-        )
+        said = _BACK_OFF.sub("", message) or reason
+        return Diagnosis(reasons.IMAGE_PULL_FAILED, said, failure=True, stalled=True)
     if not reason or reason in _STARTING_REASONS or reason == "CrashLoopBackOff":
         return None
     # For example CreateContainerConfigError: a Secret is missing. The kubelet tries again.
     return Diagnosis(reason, f"pod {pod}: {message or reason}", failure=True)
 
 
-def _stopped(pod: str, server: Body) -> Diagnosis | None:
-    """A container that ended, even if it runs again: it has not become ready since."""
+def _stopped(pod: str, server: Body, budget: int | None) -> Diagnosis | None:
+    """A container that ended, even if it runs again: it has not started since."""
     ended = server.get("state", {}).get("terminated") or server.get("lastState", {}).get(
         "terminated"
     )
     if not ended or server.get("started"):
         return None
+    reason, message = _last_words(ended, budget)
+    # A server may stop once for a reason that passes, such as a driver that was not yet there.
+    passing = reason == reasons.CRASH_LOOPING and server.get("restartCount", 0) < _CRASHES
+    return Diagnosis(reason, f"pod {pod}: {message}", failure=True, stalled=not passing)
+
+
+def _last_words(ended: Body, budget: int | None) -> tuple[str, str]:
+    """Reason and message for a container state `terminated`."""
     code = ended.get("exitCode", 0)
     said = _last_line(ended.get("message", ""))
     if code == EXIT_MODEL_LOAD_FAILED:
-        reason, message = reasons.MODEL_LOAD_FAILED, said or "the model could not be loaded"
-    elif code == EXIT_BAD_SETTING:
-        reason, message = reasons.INVALID_SPEC, said or "the server refused a setting"
-    elif ended.get("reason") == "OOMKilled":
-        reason, message = reasons.OUT_OF_MEMORY, "out of memory: raise resources.limits.memory"
-    else:
-        reason = reasons.CRASH_LOOPING
-        message = f"the server stopped with exit code {code}" + (f": {said}" if said else "")
-    return Diagnosis(reason, f"pod {pod}: {message}", failure=True, stalled=True)
+        return reasons.MODEL_LOAD_FAILED, said or "the model could not be loaded"
+    if code == EXIT_BAD_SETTING:
+        return reasons.INVALID_SPEC, said or "the server refused a setting"
+    if ended.get("reason") == "OOMKilled":
+        return reasons.OUT_OF_MEMORY, "out of memory: raise resources.limits.memory"
+    if budget is not None and _seconds(ended) >= budget:
+        message = f"not started within {budget} s: raise probes.startupBudgetSeconds"
+        return reasons.STARTUP_BUDGET_EXCEEDED, message
+    message = f"the server stopped with exit code {code}"
+    return reasons.CRASH_LOOPING, f"{message}: {said}" if said else message
 
 
 def _running(pod: str, server: Body, status: Body) -> Diagnosis | None:
     if "running" not in server.get("state", {}):
         return None
-    if not server.get("started"):
+    if server.get("started") is False:
         return Diagnosis(reasons.MODEL_LOADING, f"pod {pod} loads the model")
-    ready = _condition(status, "Ready")
-    message = ready.get("message") or "the server does not answer the readiness probe"
+    if server.get("ready"):
+        # The kubelet last said ready; since then the node controller says not: no word from it.
+        return Diagnosis(reasons.NODE_LOST, f"pod {pod}: its node does not answer", failure=True)
+    message = _condition(status, "Ready").get("message") or "the readiness probe fails"
     return Diagnosis(reasons.NOT_READY, f"pod {pod}: {message}", failure=True)
 
 
+def _startup_budget(body: Body) -> int | None:
+    """Seconds that the kubelet gives the server to start."""
+    server = _named(body.get("spec", {}).get("containers", ()), render.CONTAINER)
+    probe = server.get("startupProbe")
+    return int(probe["periodSeconds"] * probe["failureThreshold"]) if probe else None
+
+
+def _seconds(ended: Body) -> float:
+    """How long a container ran; 0 if it does not say."""
+    try:
+        started, finished = (
+            dt.datetime.fromisoformat(ended[field]) for field in ("startedAt", "finishedAt")
+        )
+    except (KeyError, ValueError, TypeError):
+        return 0
+    return (finished - started).total_seconds()
+
+
 def _condition(status: Body, type_: str) -> Body:
-    conditions: list[Body] = status.get("conditions", [])
-    return next((each for each in conditions if each["type"] == type_), {})
+    return next((each for each in status.get("conditions", ()) if each["type"] == type_), {})
+
+
+def _named(items: Iterable[Body], name: str) -> Body:
+    return next((item for item in items if item["name"] == name), {})
 
 
 def _last_line(text: str) -> str:

@@ -1,8 +1,13 @@
-"""Kubernetes quantities such as 500m, 2 or 1.5Gi, as exact numbers."""
+"""Kubernetes quantities such as 500m, 2 or 1.5Gi as exact numbers. None is ever negative here."""
 
-from decimal import Decimal, InvalidOperation
+import re
+from decimal import Decimal
 
-_SUFFIXES = {
+PATTERN = r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei|[eE][0-9]+)?$"
+
+_QUANTITY = re.compile(r"([0-9.]+)(\w*)", re.ASCII)
+_FACTORS = {
+    "": Decimal(1),
     "m": Decimal("0.001"),
     "k": Decimal(10**3),
     "M": Decimal(10**6),
@@ -26,15 +31,9 @@ def parse(quantity: int | str) -> Decimal:
         ValueError: it is not a quantity.
     """
     text = str(quantity)
-    for length in (2, 1):
-        factor = _SUFFIXES.get(text[-length:])
-        if factor is not None:
-            text = text[:-length]
-            break
-    else:
-        factor = Decimal(1)
-    try:
-        return Decimal(text) * factor
-    except InvalidOperation:
+    found = _QUANTITY.fullmatch(text) if re.match(PATTERN, text) else None
+    if found is None:
         msg = f"{quantity!r} is not a quantity"
-        raise ValueError(msg) from None
+        raise ValueError(msg)
+    number, suffix = found.groups()
+    return Decimal(number) * _FACTORS[suffix] if suffix in _FACTORS else Decimal(text)

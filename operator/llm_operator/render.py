@@ -14,7 +14,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from llm_operator import api, hardware
-from llm_operator.api import Gpu, LLMDeployment, LLMDeploymentSpec, LocalReference, Probes, Target
+from llm_operator.api import Gpu, LLMDeployment, LLMDeploymentSpec, Probes, Target
+from llm_operator.fields import ApiModel, LocalReference, PullPolicy
 
 Manifest = dict[str, Any]
 
@@ -69,7 +70,7 @@ def deployment(
     *,
     target: Target,
     image: str,
-    pull_policy: api.PullPolicy | None = None,
+    pull_policy: PullPolicy | None = None,
     pull_secrets: tuple[LocalReference, ...] = (),
 ) -> Manifest:
     """The Deployment that serves `cr` on `target` from `image`.
@@ -167,7 +168,7 @@ def _pod(
     *,
     target: Target,
     image: str,
-    pull_policy: api.PullPolicy | None,
+    pull_policy: PullPolicy | None,
     pull_secrets: tuple[LocalReference, ...],
 ) -> Manifest:
     gpu = (spec.gpu or Gpu()) if target == "gpu" else None
@@ -209,7 +210,7 @@ def _affinity(spec: LLMDeploymentSpec, gpu: Gpu | None) -> Manifest:
 
 
 def _container(
-    spec: LLMDeploymentSpec, *, gpu: Gpu | None, image: str, pull_policy: api.PullPolicy | None
+    spec: LLMDeploymentSpec, *, gpu: Gpu | None, image: str, pull_policy: PullPolicy | None
 ) -> Manifest:
     return {
         "name": CONTAINER,
@@ -335,7 +336,7 @@ def _shares_memory(gpu: Gpu | None) -> bool:
     return gpu is not None and gpu.count > 1
 
 
-def _dump(model: api.ApiModel) -> Manifest:
+def _dump(model: ApiModel) -> Manifest:
     return model.model_dump(mode="json", by_alias=True, exclude_none=True)
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from llm_operator.api import LocalReference, PullPolicy
+from llm_operator.fields import LocalReference, PullPolicy
 
 PREFIX = "LLM_OPERATOR_"
 

@@ -37,6 +37,7 @@ class WorkQueue(Generic[K]):
         self._again: set[K] = set()
         self._timers: dict[K, asyncio.TimerHandle] = {}
         self._failures: dict[K, int] = {}
+        self._waiting_for: dict[K, str] = {}
 
     def __len__(self) -> int:
         """Number of keys that are worked on or wait for it."""
@@ -84,12 +85,15 @@ class WorkQueue(Generic[K]):
             delay = await self._work(key)
         except Retry as retry:
             delay = self._delay_after_failure(key)
-            logger.info("%s: %s; next try in %.2f s", _text(key), retry, delay)
+            if self._waiting_for.get(key) != str(retry):
+                logger.info("%s: %s", _text(key), retry)
+            self._waiting_for[key] = str(retry)
         except Exception:
             delay = self._delay_after_failure(key)
             logger.exception("%s: failed; next try in %.2f s", _text(key), delay)
         else:
             self._failures.pop(key, None)
+            self._waiting_for.pop(key, None)
         return delay
 
     def _delay_after_failure(self, key: K) -> float:

@@ -1,0 +1,324 @@
+"""Reconciling against an API server in memory: what is written, and above all what is not."""
+
+import copy
+import itertools
+
+import pytest
+
+from llm_operator import render
+from llm_operator.cache import Cache
+from llm_operator.conditions import condition
+from llm_operator.controller import Controller
+from llm_operator.hardware import NodeFacts
+from llm_operator.kube import DEPLOYMENT, EVENT, LLM_DEPLOYMENT, SERVICE, ApiError
+from llm_operator.settings import RuntimeImage, Settings
+from llm_operator.workqueue import Retry
+
+from .conftest import merged
+
+KEY = ("models", "smollm2")
+GPU_NODE = NodeFacts("gpu-1", {}, {"nvidia.com/gpu": "1"}, (), schedulable=True)
+FOREIGN = {"metadata": {"namespace": "models", "name": "smollm2", "uid": "f"}, "spec": {}}
+
+
+class FakeKube:
+    """The part of the API server that the controller talks to; the watches see it at once."""
+
+    def __init__(self):
+        self.objects = {LLM_DEPLOYMENT: {}, DEPLOYMENT: {}, SERVICE: {}}
+        self.hidden = set()  # not brought by a watch, because the label is missing
+        self.writes = []
+        self.events = []
+        self.errors = {}
+        self._versions = itertools.count(100)
+
+    def index(self, resource):
+        return Watched(self, resource)
+
+    def put(self, resource, body):
+        body = {key: value for key, value in copy.deepcopy(body).items() if value is not None}
+        body["metadata"]["resourceVersion"] = str(next(self._versions))
+        self.objects[resource][KEY] = body
+        return body
+
+    async def get(self, resource, namespace, name):
+        return self.objects[resource].get((namespace, name))
+
+    async def apply(self, resource, manifest, *, force):
+        self.writes.append(resource.kind)
+        if resource in self.errors:
+            raise self.errors[resource]
+        live = self.objects[resource].get(KEY, {})
+        assert force or not live, "an existing object was not to be taken over"
+        return self.put(resource, merged(live, manifest))
+
+    async def apply_status(self, resource, metadata, status):
+        live = self.objects[resource].get(KEY)
+        if live is None:
+            raise ApiError(404, "NotFound", "not found")
+        self.writes.append("status")
+        assert metadata["uid"] == live["metadata"]["uid"]
+        return self.put(resource, {**live, "status": status})
+
+    async def create(self, resource, body):
+        assert resource is EVENT
+        self.events.append((body["type"], body["reason"]))
+
+
+class Watched(dict):
+    def __init__(self, kube, resource):
+        super().__init__()
+        self.kube, self.resource = kube, resource
+
+    def __contains__(self, key):
+        return key in self.kube.objects[self.resource] and self.resource not in self.kube.hidden
+
+    def __getitem__(self, key):
+        return [self.kube.objects[self.resource][key]]
+
+
+class World:
+    """A controller with everything it sees."""
+
+    def __init__(self, body, *, settings=None):
+        self.kube = FakeKube()
+        self.pods, self.nodes = [], []
+        self.kube.put(LLM_DEPLOYMENT, body)
+        kinds = (LLM_DEPLOYMENT, DEPLOYMENT, SERVICE)
+        self.controller = Controller(
+            kube=self.kube,
+            cache=Cache({kind: self.kube.index(kind) for kind in kinds}),
+            pods=lambda key: self.pods,
+            nodes=lambda: self.nodes,
+            settings=settings or Settings(runtime_image=RuntimeImage(repository="registry/llm")),
+        )
+
+    async def reconcile(self):
+        """Reconcile once; returns what was written."""
+        self.kube.writes.clear()
+        await self.controller.reconcile(KEY)
+        return list(self.kube.writes)
+
+    async def waits(self):
+        """Reconcile once, expecting that something is in the way; returns what was written."""
+        self.kube.writes.clear()
+        with pytest.raises(Retry):
+            await self.controller.reconcile(KEY)
+        return list(self.kube.writes)
+
+    def edit(self, resource, **changes):
+        self.kube.put(resource, merged(self.kube.objects[resource][KEY], changes))
+
+    @property
+    def status(self):
+        return self.kube.objects[LLM_DEPLOYMENT][KEY]["status"]
+
+    @property
+    def ready(self):
+        found = condition(self.status, "Ready")
+        return found["status"], found["reason"]
+
+    @property
+    def template(self):
+        return render.template_digest(self.kube.objects[DEPLOYMENT][KEY])
+
+
+@pytest.fixture
+def world(make_body):
+    return World(make_body())
+
+
+async def test_from_nothing_to_serving_in_five_writes(world, make_pod):
+    assert await world.reconcile() == ["Deployment", "Service", "status"]
+    assert world.ready == ("False", "RolloutInProgress")
+    world.pods = [make_pod(template=world.template, ready=True)]
+    assert await world.reconcile() == ["status"]
+    assert world.ready == ("True", "ModelServing")
+    assert world.kube.events == [("Normal", "ModelServing")]
+
+
+async def test_nothing_is_written_when_nothing_changed(world):
+    await world.reconcile()
+    for _ in range(3):
+        assert await world.reconcile() == []
+
+
+async def test_a_new_operator_finds_nothing_to_write(world):
+    await world.reconcile()
+    world.controller = Controller(
+        kube=world.kube,
+        cache=Cache({kind: world.kube.index(kind) for kind in world.kube.objects}),
+        pods=lambda key: (),
+        nodes=None,
+        settings=world.controller._settings,
+    )
+    assert await world.reconcile() == []
+
+
+@pytest.mark.parametrize("resource", [DEPLOYMENT, SERVICE], ids=lambda each: each.kind)
+async def test_a_deleted_object_is_put_back(world, resource):
+    await world.reconcile()
+    del world.kube.objects[resource][KEY]
+    world.controller._cache.forget(resource, KEY)
+    assert resource.kind in await world.reconcile()
+
+
+async def test_an_edited_object_is_put_back(world):
+    await world.reconcile()
+    world.edit(DEPLOYMENT, spec={"replicas": 9})
+    world.edit(SERVICE, spec={"selector": {"app.kubernetes.io/instance": "other"}})
+    assert await world.reconcile() == ["Deployment", "Service"]
+
+
+async def test_what_others_add_is_left_alone(world):
+    await world.reconcile()
+    restarted = {"metadata": {"annotations": {"kubectl.kubernetes.io/restartedAt": "now"}}}
+    world.edit(DEPLOYMENT, spec={"template": restarted})
+    assert await world.reconcile() == []
+
+
+async def test_an_object_that_lost_its_labels_is_found_and_mended(world):
+    await world.reconcile()
+    world.edit(SERVICE, metadata={"labels": {render.MANAGED_BY_LABEL: "nobody"}})
+    world.kube.hidden.add(SERVICE)
+    world.controller._cache.forget(SERVICE, KEY)
+    assert await world.reconcile() == ["Service"]
+
+
+@pytest.mark.parametrize("resource", [DEPLOYMENT, SERVICE], ids=lambda each: each.kind)
+async def test_a_foreign_object_is_never_taken_over(world, resource):
+    world.kube.put(resource, FOREIGN)
+    world.kube.hidden.add(resource)
+    writes = await world.waits()
+    assert resource.kind not in writes
+    assert world.ready == ("False", "NameConflict")
+    assert f"{resource.kind} smollm2 exists" in condition(world.status, "Ready")["message"]
+    assert world.kube.events == [("Warning", "NameConflict")]
+
+
+async def test_objects_of_a_deleted_namesake_are_waited_for(world):
+    await world.reconcile()
+    world.edit(LLM_DEPLOYMENT, metadata={"uid": "a new one"}, status=None)
+    writes = await world.waits()
+    assert writes == ["status"]
+    assert world.ready == ("False", "RolloutInProgress")
+    assert "of the same name is being removed" in condition(world.status, "Ready")["message"]
+
+
+async def test_an_object_that_is_being_deleted_is_waited_for(world):
+    await world.reconcile()
+    world.edit(DEPLOYMENT, metadata={"deletionTimestamp": "2026-01-01T00:00:00Z"})
+    assert "Deployment" not in await world.waits()
+
+
+async def test_a_deleted_llmdeployment_is_left_to_the_garbage_collector(world):
+    await world.reconcile()
+    world.edit(LLM_DEPLOYMENT, metadata={"deletionTimestamp": "2026-01-01T00:00:00Z"})
+    del world.kube.objects[DEPLOYMENT][KEY]
+    assert await world.reconcile() == []
+
+
+async def test_nothing_is_put_back_before_the_watch_tells_of_a_deletion(world):
+    await world.reconcile()
+    stale = world.kube.objects[LLM_DEPLOYMENT].pop(KEY)
+    world.controller._cache._indexes[LLM_DEPLOYMENT] = {KEY: [stale]}
+    world.edit(SERVICE, metadata={"labels": {render.MANAGED_BY_LABEL: "edited"}})
+    del world.kube.objects[DEPLOYMENT][KEY]
+    world.controller._cache.forget(DEPLOYMENT, KEY)
+    assert "Deployment" not in await world.reconcile()
+
+
+async def test_an_unknown_key_is_nothing_to_do(world):
+    await world.controller.reconcile(("models", "other"))
+    assert world.kube.writes == []
+
+
+ANSWERS = [
+    (ApiError(403, "Forbidden", "exceeded quota: q"), "QuotaExceeded", "Reconciling"),
+    (ApiError(403, "Forbidden", "cannot create resource"), "Forbidden", "Reconciling"),
+    (ApiError(409, "Conflict", "conflict"), "ApiError", "Reconciling"),
+    (ApiError(503, "", "busy"), "ApiError", "Reconciling"),
+    (ApiError(0, "NoAnswer", "no answer"), "ApiError", "Reconciling"),
+]
+
+
+@pytest.mark.parametrize(("error", "reason", "also"), ANSWERS, ids=lambda each: str(each)[:20])
+async def test_an_answer_that_may_change_ends_in_a_condition_and_is_tried_again(
+    world, error, reason, also
+):
+    world.kube.errors[DEPLOYMENT] = error
+    await world.waits()
+    assert world.ready == ("False", reason)
+    assert condition(world.status, also)
+    assert error.message in condition(world.status, "Ready")["message"]
+    world.kube.errors.clear()
+    await world.reconcile()
+    assert world.ready == ("False", "RolloutInProgress")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ApiError(422, "Invalid", "spec.template: Invalid value"),
+        ApiError(500, "", ".spec.x: field not declared in schema"),
+    ],
+    ids=["422", "unknown field"],
+)
+async def test_a_spec_that_kubernetes_refuses_is_invalid_and_not_tried_again(world, error):
+    world.kube.errors[DEPLOYMENT] = error
+    await world.reconcile()
+    assert world.ready == ("False", "InvalidSpec")
+    assert condition(world.status, "Stalled")
+
+
+async def test_without_any_image_the_user_is_told_where_to_set_one(make_body):
+    world = World(make_body(), settings=Settings())
+    assert await world.reconcile() == ["status"]
+    assert world.ready == ("False", "InvalidSpec")
+    assert "spec.image" in condition(world.status, "Ready")["message"]
+
+
+async def test_a_spec_from_an_older_crd_is_invalid_and_named(make_body):
+    world = World(make_body(replicas=-1))
+    assert await world.reconcile() == ["status"]
+    assert world.ready == ("False", "InvalidSpec")
+    assert "spec.replicas" in condition(world.status, "Ready")["message"]
+
+
+async def test_a_node_with_a_gpu_decides_once(world):
+    world.nodes = [GPU_NODE]
+    await world.reconcile()
+    assert world.status["target"] == "gpu"
+    world.nodes = []
+    assert await world.reconcile() == []
+
+
+async def test_a_lost_status_does_not_move_the_pods(world):
+    world.nodes = [GPU_NODE]
+    await world.reconcile()
+    world.nodes = []
+    del world.kube.objects[LLM_DEPLOYMENT][KEY]["status"]
+    world.edit(LLM_DEPLOYMENT)
+    assert await world.reconcile() == ["status"]
+    assert world.status["target"] == "gpu"
+
+
+async def test_scaling_leaves_the_template_alone(world):
+    await world.reconcile()
+    before = world.template
+    world.edit(LLM_DEPLOYMENT, spec={"replicas": 4}, metadata={"generation": 2})
+    assert await world.reconcile() == ["Deployment", "status"]
+    assert world.template == before
+    assert world.kube.objects[DEPLOYMENT][KEY]["spec"]["replicas"] == 4
+
+
+async def test_events_are_for_news_alone(world, make_pod):
+    await world.reconcile()
+    pull = {"state": {"waiting": {"reason": "ErrImagePull", "message": "not found"}}}
+    world.pods = [make_pod(template=world.template, container=pull)]
+    await world.reconcile()
+    await world.reconcile()
+    world.pods = [make_pod(template=world.template, ready=True)]
+    await world.reconcile()
+    await world.reconcile()
+    assert world.kube.events == [("Warning", "ImagePullFailed"), ("Normal", "ModelServing")]

@@ -1,0 +1,56 @@
+import pytest
+
+from llm_operator.settings import Settings, SettingsError
+
+
+def test_nothing_set_means_defaults_and_other_programs_variables_are_not_ours():
+    assert Settings.from_env({"PATH": "/bin", "LLM_MODEL_ID": "x"}) == Settings()
+
+
+def test_every_setting_is_read():
+    settings = Settings.from_env(
+        {
+            "LLM_OPERATOR_RUNTIME_IMAGE_REPOSITORY": "registry.example/llm",
+            "LLM_OPERATOR_RUNTIME_IMAGE_TAG": "v1",
+            "LLM_OPERATOR_RUNTIME_IMAGE_CPU": "",
+            "LLM_OPERATOR_RUNTIME_IMAGE_PULL_POLICY": "",
+            "LLM_OPERATOR_RUNTIME_IMAGE_PULL_SECRETS": "one, two",
+            "LLM_OPERATOR_WATCH_NAMESPACES": "a,b",
+            "LLM_OPERATOR_WATCH_NODES": "false",
+            "LLM_OPERATOR_RESYNC_SECONDS": "60",
+            "LLM_OPERATOR_LOG_LEVEL": "debug",
+            "LLM_OPERATOR_LOG_FORMAT": "json",
+            "LLM_OPERATOR_HEALTH_PORT": "9000",
+        }
+    )
+    image = settings.runtime_image
+    assert (image.repository, image.tag, image.cpu, image.pull_policy) == (
+        "registry.example/llm",
+        "v1",
+        None,
+        None,
+    )
+    assert [secret.name for secret in image.pull_secrets] == ["one", "two"]
+    assert settings.watch_namespaces == ("a", "b")
+    assert settings.watch_nodes is False
+    assert settings.resync_seconds == 60
+    assert (settings.log_level, settings.log_format) == ("debug", "json")
+    assert settings.health_port == 9000
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("LLM_OPERATOR_LOG_FORMAT", "xml", "'text' or 'json'"),
+        ("LLM_OPERATOR_HEALTH_PORT", "0", "greater than or equal to 1"),
+        ("LLM_OPERATOR_RUNTIME_IMAGE_PULL_POLICY", "Sometimes", "'Always', 'IfNotPresent'"),
+        ("LLM_OPERATOR_WATCH_NAMESPACE", "a", "not a setting"),
+        ("LLM_OPERATOR_RUNTIME_IMAGE_NAME", "a", "not a setting"),
+    ],
+)
+def test_a_wrong_setting_is_named(name, value, said):
+    with pytest.raises(SettingsError) as caught:
+        Settings.from_env({name: value})
+    assert str(caught.value).startswith(name)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
