@@ -10,7 +10,12 @@ import sys
 import time
 
 from llm_inference.engine.directory import ModelLoadError
-from llm_inference.engine.interface import EngineError, GenerationRequest, SamplingParams
+from llm_inference.engine.interface import (
+    EngineError,
+    GenerationEngine,
+    GenerationRequest,
+    SamplingParams,
+)
 from llm_inference.health import Health
 from llm_inference.serving import Serving, load_engine
 from llm_inference.settings import Settings
@@ -35,7 +40,7 @@ async def _check(settings: Settings, started: float) -> str | None:
         "device": report["device"],
         "maxLength": engine.capacity.max_length,
     }
-    if hasattr(engine, "submit"):
+    if isinstance(engine, GenerationEngine):
         prompt = engine.codec.encode("The capital of France is")
         request = GenerationRequest(
             prompt=prompt, max_tokens=1, sampling=SamplingParams(temperature=0)

@@ -127,13 +127,13 @@ class Metrics:
         ).labels(self._model)
 
     def _load_gauges(self) -> None:
-        for name, text, read in (
-            ("num_requests_running", "Sequences in the batch.", lambda load: load.running),
-            ("num_requests_waiting", "Sequences in the queue.", lambda load: load.waiting),
-            ("kv_cache_usage_perc", "Used share of the KV cache.", lambda load: load.cache_usage),
-        ):
-            gauge = Gauge(f"vllm:{name}", text, ["model_name"], registry=self.registry)
-            gauge.labels(self._model).set_function(lambda read=read: read(self.load()))
+        def gauge(name: str, text: str, read: Callable[[], float]) -> None:
+            family = Gauge(f"vllm:{name}", text, ["model_name"], registry=self.registry)
+            family.labels(self._model).set_function(read)
+
+        gauge("num_requests_running", "Sequences in the batch.", lambda: self.load().running)
+        gauge("num_requests_waiting", "Sequences in the queue.", lambda: self.load().waiting)
+        gauge("kv_cache_usage_perc", "Used share of the KV cache.", lambda: self.load().cache_usage)
 
 
 class _StartupCollector(Collector):

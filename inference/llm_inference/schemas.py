@@ -71,7 +71,7 @@ class Request(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _drop_what_changes_nothing(cls, data: Any) -> Any:
+    def _drop_what_changes_nothing(cls, data: object) -> object:
         if not isinstance(data, dict):
             return data
         kept = {}
@@ -83,7 +83,7 @@ class Request(BaseModel):
         return kept
 
 
-def _changes_nothing(value: Any, no_ops: tuple[Any, ...]) -> bool:
+def _changes_nothing(value: object, no_ops: tuple[Any, ...]) -> bool:
     if value is None or _ANYTHING in no_ops:
         return True
     # 0 == False in Python, but not in JSON.

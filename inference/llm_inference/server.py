@@ -6,6 +6,7 @@ open until the last one has finished.
 
 import asyncio
 import logging
+import socket
 import sys
 from types import FrameType
 
@@ -14,7 +15,7 @@ import uvicorn
 from llm_inference.app import create_app
 from llm_inference.health import Health, process_started_at
 from llm_inference.serving import Serving
-from llm_inference.settings import Settings
+from llm_inference.settings import Settings, SettingsError
 
 # Seconds for connections that are still open once all requests have been answered.
 _CLOSE_SECONDS = 2
@@ -46,25 +47,44 @@ class Server(uvicorn.Server):
 
 
 def run(settings: Settings) -> str | None:
-    """Serve until SIGTERM; the reason if the model could not be served."""
+    """Serve until SIGTERM; the reason if the model could not be served.
+
+    Raises:
+        SettingsError: nothing can listen on the address that is asked for.
+    """
     _configure_logging(settings)
+    listener = _listen(settings)
     health = Health(
         model_id=settings.model_id,
         revision=settings.model_revision,
         started_at=process_started_at(),
     )
-    uvicorn_loop = uvicorn.Config("", loop="auto").get_loop_factory()
+    uvicorn_loop = uvicorn.Config("", loop="auto", log_config=None).get_loop_factory()
     with asyncio.Runner(loop_factory=uvicorn_loop) as runner:
-        runner.run(_serve(settings, health))
+        runner.run(_serve(settings, health, listener))
     return health.error
 
 
-async def _serve(settings: Settings, health: Health) -> None:
+def _listen(settings: Settings) -> socket.socket:
+    """The listening socket.
+
+    Raises:
+        SettingsError: the address cannot be had.
+    """
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    try:
+        return socket.create_server((settings.host, settings.port), family=family, backlog=2048)
+    except OSError as error:
+        raise SettingsError(
+            f"LLM_HOST={settings.host} LLM_PORT={settings.port}: cannot listen there: "
+            f"{error.strerror}"
+        ) from error
+
+
+async def _serve(settings: Settings, health: Health, listener: socket.socket) -> None:
     serving = Serving(settings, health)
     config = uvicorn.Config(
         create_app(serving),
-        host=settings.host,
-        port=settings.port,
         log_config=None,
         access_log=False,
         server_header=False,
@@ -72,7 +92,7 @@ async def _serve(settings: Settings, health: Health) -> None:
     )
     server = Server(config, serving)
     stopper = asyncio.create_task(server.stop_when_finished())
-    await server.serve()
+    await server.serve(sockets=[listener])
     stopper.cancel()
 
 

@@ -6,10 +6,13 @@ only the immutable backend tokenizer is used, never the wrapper's truncation and
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 # Prompt tokens a detokeniser needs before a continuation: enough for a character and its space.
 _CONTEXT_TOKENS = 6
@@ -37,7 +40,7 @@ class Detokenizer:
 class HuggingFaceCodec:
     """Encodes and decodes with a transformers tokenizer backed by the tokenizers library."""
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
         self._tokenizer = tokenizer
         self._backend: Tokenizer = tokenizer.backend_tokenizer
         self._backend.no_truncation()

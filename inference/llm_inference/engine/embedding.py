@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
@@ -19,6 +19,7 @@ from llm_inference.engine.codec import HuggingFaceCodec
 from llm_inference.engine.directory import ModelLoadError
 from llm_inference.engine.interface import (
     Capacity,
+    EmbeddingEngine,
     Embeddings,
     EngineClosedError,
     EngineError,
@@ -26,6 +27,9 @@ from llm_inference.engine.interface import (
     Load,
     Observer,
 )
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +90,9 @@ def _sentence_length(directory: Path) -> int | None:
 
 
 @torch.inference_mode()
-def encode(model: Any, pooling: Pooling, batch: Sequence[Sequence[int]], pad: int) -> torch.Tensor:
+def encode(
+    model: "PreTrainedModel", pooling: Pooling, batch: Sequence[Sequence[int]], pad: int
+) -> torch.Tensor:
     """Vectors, float32 (texts, dimensions), of texts given as token ids."""
     width = max(len(ids) for ids in batch)
     ids = torch.tensor([[*row, *[pad] * (width - len(row))] for row in batch], device=model.device)
@@ -111,7 +117,7 @@ class _Job:
     future: "asyncio.Future[list[float]]"
 
 
-class PoolingEngine:
+class PoolingEngine(EmbeddingEngine):
     """Serves embeddings with one encoder, in one thread; see `EmbeddingEngine`.
 
     Args:
@@ -126,7 +132,7 @@ class PoolingEngine:
     def __init__(
         self,
         *,
-        model: Any,
+        model: "PreTrainedModel",
         codec: HuggingFaceCodec,
         pooling: Pooling,
         pad: int,
@@ -195,24 +201,32 @@ class PoolingEngine:
 
     def _run(self) -> None:
         while batch := self._next_batch():
-            try:
-                vectors = encode(self._model, self._pooling, [job.ids for job in batch], self._pad)
-                results: list[list[float]] | Exception = vectors.tolist()
-                self._observer.step(
-                    "embed", sequences=len(batch), tokens=sum(len(job.ids) for job in batch)
-                )
-            except Exception as error:
-                logger.exception("an embedding batch failed")
-                results = EngineError(f"The model failed on this batch ({type(error).__name__}).")
+            self._serve(batch)
             self._running = 0
-            for at, job in enumerate(batch):
-                result = results if isinstance(results, Exception) else results[at]
-                self._settle(job, result)
         with self._wake:
             waiting, self._closing = list(self._waiting), True
             self._waiting.clear()
         for job in waiting:
             self._settle(job, EngineClosedError("The engine stopped."))
+
+    def _serve(self, batch: Sequence[_Job]) -> None:
+        """Encode a batch; if that fails, each text alone, so that one cannot harm the others."""
+        try:
+            vectors = encode(self._model, self._pooling, [job.ids for job in batch], self._pad)
+            results: list[list[float]] = vectors.tolist()
+        except Exception as error:
+            logger.exception("encoding %d texts failed", len(batch))
+            if len(batch) > 1:
+                for job in batch:
+                    self._serve([job])
+            else:
+                reason = f"The model failed on this text ({type(error).__name__})."
+                self._settle(batch[0], EngineError(reason))
+            return
+        tokens = sum(len(job.ids) for job in batch)
+        self._observer.step("embed", sequences=len(batch), tokens=tokens)
+        for job, vector in zip(batch, results, strict=True):
+            self._settle(job, vector)
 
     def _next_batch(self) -> list[_Job]:
         """The next texts to encode, empty when the engine is to stop."""

@@ -3,6 +3,7 @@
 from llm_inference.engine.codec import HuggingFaceCodec
 from llm_inference.engine.interface import (
     Capacity,
+    GenerationEngine,
     GenerationRequest,
     Load,
     Observer,
@@ -11,7 +12,7 @@ from llm_inference.engine.scheduler import Runner, Scheduler
 from llm_inference.engine.sequence import EventStream
 
 
-class BatchingEngine:
+class BatchingEngine(GenerationEngine):
     """Serves many requests with one model by continuous batching; see `GenerationEngine`."""
 
     def __init__(

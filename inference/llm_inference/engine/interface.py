@@ -3,6 +3,7 @@
 Knows no torch and no HTTP, so that routes and schedulers can both speak it.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -162,30 +163,39 @@ class TokenStream(Protocol):
         """End the request if it still runs; its slots are free within a step. Idempotent."""
 
 
-class GenerationEngine(Protocol):
-    """A model that continues prompts."""
+class _Lives(ABC):
+    """What both kinds of engine have."""
 
-    codec: TextCodec
     capacity: Capacity
 
     @property
+    @abstractmethod
     def alive(self) -> bool:
         """False once no request can be served any more and only a restart helps."""
 
+    @abstractmethod
     def load(self) -> Load:
         """What the engine holds now."""
 
+    @abstractmethod
+    async def close(self) -> None:
+        """End what runs and stop the engine's thread."""
+
+
+class GenerationEngine(_Lives):
+    """A model that continues prompts."""
+
+    codec: TextCodec
+
+    @abstractmethod
     def submit(self, request: GenerationRequest) -> TokenStream:
         """Admit a request at once; call `cancel` on the stream when done with it.
 
         Raises:
             EngineFullError: the queue has no room for `n` more sequences.
             EngineClosedError: the engine serves no more.
-            ValueError: prompt + max_tokens do not fit `capacity`; check before.
+            ValueError: the request does not fit `capacity`; check before.
         """
-
-    async def close(self) -> None:
-        """Abort what runs and stop the engine's thread."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,31 +206,22 @@ class Embeddings:
     tokens: int
 
 
-class EmbeddingEngine(Protocol):
+class EmbeddingEngine(_Lives):
     """A model that turns texts into vectors."""
 
-    capacity: Capacity
-
-    @property
-    def alive(self) -> bool:
-        """False once no request can be served any more and only a restart helps."""
-
-    def load(self) -> Load:
-        """What the engine holds now."""
-
+    @abstractmethod
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """Tokens of each text, special tokens included."""
 
+    @abstractmethod
     async def embed(self, texts: Sequence[str]) -> Embeddings:
         """One vector for each text.
 
         Raises:
             EngineFullError: the queue has no room.
             EngineClosedError: the engine serves no more.
+            ValueError: a text does not fit `capacity`; check before.
         """
-
-    async def close(self) -> None:
-        """Finish the batch that runs and stop."""
 
 
 Engine = GenerationEngine | EmbeddingEngine

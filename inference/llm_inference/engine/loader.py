@@ -12,10 +12,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from llm_inference.engine import machine
 from llm_inference.engine.cache import RowCache
@@ -23,8 +22,24 @@ from llm_inference.engine.codec import HuggingFaceCodec
 from llm_inference.engine.directory import ModelDirectory, ModelLoadError, inspect
 from llm_inference.engine.embedding import PoolingEngine, encode, read_pooling
 from llm_inference.engine.generation import BatchingEngine
-from llm_inference.engine.interface import Capacity, DeviceReport, Engine, Observer
+from llm_inference.engine.interface import (
+    Capacity,
+    DeviceReport,
+    Engine,
+    Observer,
+)
+from llm_inference.engine.lean_imports import without_compiler
+from llm_inference.engine.linear import widen_linears
 from llm_inference.engine.runner import CausalRunner
+
+with without_compiler():
+    # The last two are what every model imports: here, so that they are imported lean.
+    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+    from transformers import modeling_layers as _modeling_layers  # noqa: F401
+    from transformers.generation import utils as _generation_utils  # noqa: F401
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +76,7 @@ class LoadedModel:
 
 
 def load_model(
-    options: LoadOptions, *, on_phase: Callable[[str], None], observer: Observer
+    options: LoadOptions, *, on_phase: Callable[[str], object], observer: Observer
 ) -> LoadedModel:
     """Load the model and start its engine; calls `on_phase` with "loading" and "warming".
 
@@ -106,7 +121,7 @@ Built = tuple[Callable[[], Engine], Callable[[], None]]
 
 
 def _build_generation(
-    model: Any,
+    model: "PreTrainedModel",
     codec: HuggingFaceCodec,
     directory: ModelDirectory,
     options: LoadOptions,
@@ -145,7 +160,7 @@ def _build_generation(
 
 
 def _build_embedding(
-    model: Any,
+    model: "PreTrainedModel",
     codec: HuggingFaceCodec,
     directory: ModelDirectory,
     options: LoadOptions,
@@ -204,7 +219,7 @@ def _device_name(device: torch.device) -> str:
     return next(names, "cpu")
 
 
-def _load_weights(directory: ModelDirectory, dtype: str, device: torch.device) -> Any:
+def _load_weights(directory: ModelDirectory, dtype: str, device: torch.device) -> "PreTrainedModel":
     """The model in eval mode on `device`.
 
     Raises:
@@ -227,10 +242,12 @@ def _load_weights(directory: ModelDirectory, dtype: str, device: torch.device) -
         raise ModelLoadError(
             f"the weights in {directory.path} lack {len(missing)} tensors, {missing[0]} for one"
         )
-    return model.to(device).eval().requires_grad_(requires_grad=False)
+    model = model.to(device).eval().requires_grad_(requires_grad=False)
+    widen_linears(model)
+    return model
 
 
-def _cache_shapes(model: Any) -> list[tuple[int, int, int]]:
+def _cache_shapes(model: "PreTrainedModel") -> list[tuple[int, int, int]]:
     """(heads, key_dim, value_dim) of each layer, from a forward pass over one token."""
     if "position_ids" not in python_inspect.signature(model.forward).parameters:
         raise ModelLoadError(
@@ -248,7 +265,7 @@ def _cache_shapes(model: Any) -> list[tuple[int, int, int]]:
     return [(x.keys.shape[1], x.keys.shape[3], x.values.shape[3]) for x in layers]
 
 
-def _windows(model: Any, directory: ModelDirectory) -> dict[str, int | None]:
+def _windows(model: "PreTrainedModel", directory: ModelDirectory) -> dict[str, int | None]:
     """The sliding window of each kind of attention layer the model has, None for full attention."""
     config = model.config.get_text_config()
     window = getattr(config, "sliding_window", None)
@@ -260,7 +277,9 @@ def _windows(model: Any, directory: ModelDirectory) -> dict[str, int | None]:
     return {kind: window if kind == _SLIDING else None for kind in dict.fromkeys(kinds)}
 
 
-def _generation_length(model: Any, shapes: list[tuple[int, int, int]], options: LoadOptions) -> int:
+def _generation_length(
+    model: "PreTrainedModel", shapes: list[tuple[int, int, int]], options: LoadOptions
+) -> int:
     """Tokens of one sequence: what is asked for, or what the model and the memory allow."""
     own = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     wanted = options.max_length
@@ -271,7 +290,7 @@ def _generation_length(model: Any, shapes: list[tuple[int, int, int]], options: 
     per_length = RowCache.bytes_per_token(shapes, model.dtype) * options.max_concurrency
     room = int(_free_memory(model.device) * _CACHE_SHARE[model.device.type]) // per_length
     length = wanted or min(own or room, room)
-    if length > room or length < min(_SHORTEST, own or _SHORTEST) and not wanted:
+    if length > room or (length < min(_SHORTEST, own or _SHORTEST) and not wanted):
         raise ModelLoadError(
             f"the memory left beside the weights holds {room} tokens for each of "
             f"{options.max_concurrency} sequences"
@@ -288,7 +307,7 @@ def _free_memory(device: torch.device) -> int:
     return machine.available_memory()
 
 
-def _end_tokens(model: Any, codec: HuggingFaceCodec) -> frozenset[int]:
+def _end_tokens(model: "PreTrainedModel", codec: HuggingFaceCodec) -> frozenset[int]:
     """Token ids that end a sequence: the generation config's, else the tokenizer's."""
     ends = getattr(model.generation_config, "eos_token_id", None)
     if ends is None:

@@ -4,13 +4,16 @@ Knows tensors. Does not know requests or when to run what: that is the scheduler
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from llm_inference.engine.cache import RowCache
 from llm_inference.engine.sampling import choose
 from llm_inference.engine.scheduler import Draw
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 # Keys are read in whole blocks, so that their number changes rarely from step to step.
 _SPAN_BLOCK = 32
@@ -29,7 +32,9 @@ class CausalRunner:
             None for full attention.
     """
 
-    def __init__(self, *, model: Any, cache: RowCache, windows: dict[str, int | None]) -> None:
+    def __init__(
+        self, *, model: "PreTrainedModel", cache: RowCache, windows: dict[str, int | None]
+    ) -> None:
         self._model = model
         self._cache = cache
         self._windows = windows

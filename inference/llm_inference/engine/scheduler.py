@@ -294,8 +294,8 @@ class Scheduler:
         if not results:
             self._count_failure()
         self._accept(results)
-        for sequence, error in failed:
-            self._end(self._remove(self._running.index(sequence)), FinishReason.ERROR, error)
+        for sequence, reason in failed:
+            self._end(self._remove(self._running.index(sequence)), FinishReason.ERROR, reason)
 
     def _count_failure(self) -> None:
         self._failures += 1

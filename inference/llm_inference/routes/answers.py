@@ -105,7 +105,7 @@ class TextAnswer(_Head):
         ]
         return {**self.head("text_completion"), "choices": choices, "usage": usage}
 
-    def opening(self, index: int) -> None:  # noqa: ARG002
+    def opening(self, index: int) -> None:
         """Text completions open with their text."""
 
     def piece(self, index: int, text: str, reason: str | None) -> dict[str, Any]:
@@ -125,6 +125,7 @@ async def answer(
     request: Request,
     serving: Serving,
     body: GenerationParameters,
+    *,
     shape: Answer,
     stream: TokenStream,
     asked: GenerationRequest,

@@ -70,7 +70,8 @@ async def chat_completions(
     limit = body.max_completion_tokens or body.max_tokens
     asked = _generation_request(engine, body, prompt, limit, "messages", continues=False)
     stream = _submit(serving, engine, asked)
-    return await answer(request, serving, body, ChatAnswer(serving.model_name), stream, asked)
+    shape = ChatAnswer(serving.model_name)
+    return await answer(request, serving, body, shape=shape, stream=stream, asked=asked)
 
 
 @router.post("/completions", response_model=Completion)
@@ -90,7 +91,8 @@ async def completions(body: CompletionRequest, request: Request, serving: Server
     limit = body.max_tokens or 16
     asked = _generation_request(engine, body, prompt, limit, "prompt", continues=True)
     stream = _submit(serving, engine, asked)
-    return await answer(request, serving, body, TextAnswer(serving.model_name), stream, asked)
+    shape = TextAnswer(serving.model_name)
+    return await answer(request, serving, body, shape=shape, stream=stream, asked=asked)
 
 
 @router.post("/embeddings")
@@ -159,7 +161,7 @@ def _check_model(serving: Serving, name: str) -> None:
 def _generation_engine(serving: Serving, name: str) -> GenerationEngine:
     _check_model(serving, name)
     engine = _engine(serving)
-    if not hasattr(engine, "submit"):
+    if not isinstance(engine, GenerationEngine):
         raise ApiError(400, "The model computes embeddings only; use /v1/embeddings.")
     return engine
 
@@ -167,7 +169,7 @@ def _generation_engine(serving: Serving, name: str) -> GenerationEngine:
 def _embedding_engine(serving: Serving, name: str) -> EmbeddingEngine:
     _check_model(serving, name)
     engine = _engine(serving)
-    if not hasattr(engine, "embed"):
+    if not isinstance(engine, EmbeddingEngine):
         raise ApiError(400, "The model generates text only; it computes no embeddings.")
     return engine
 
