@@ -86,7 +86,7 @@ def status(cr: LLMDeployment, observed: Observed, *, now: str) -> Status:
         "updatedReplicas": len(observed.current),
         "replicasReady": f"{ready}/{cr.spec.replicas}",
         "selector": ",".join(
-            f"{key}={value}" for key, value in render.selector(cr.metadata.name).items()
+            f"{key}={value}" for key, value in sorted(render.selector(cr.metadata.name).items())
         ),
         "endpoint": render.endpoint(cr),
     }

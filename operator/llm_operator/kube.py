@@ -42,9 +42,11 @@ class Resource:
     plural: str
 
     def path(self, namespace: str, name: str = "") -> str:
-        """Path of the object, or of the collection without a name."""
-        root = "api" if "/" not in self.api_version else "apis"
-        path = f"/{root}/{self.api_version}/namespaces/{quote(namespace)}/{self.plural}"
+        """Path of the object, or of the collection without a name or without a namespace."""
+        path = f"/apis/{self.api_version}" if "/" in self.api_version else "/api/v1"
+        if namespace:
+            path += f"/namespaces/{quote(namespace)}"
+        path += f"/{self.plural}"
         return f"{path}/{quote(name)}" if name else path
 
 
@@ -103,6 +105,15 @@ class Kube:
             if error.status == HTTP_NOT_FOUND:
                 return None
             raise
+
+    async def list_all(self, resource: Resource, namespace: str = "") -> list[Body]:
+        """All objects of a kind in a namespace, or in all.
+
+        Raises:
+            ApiError: the API server refused.
+        """
+        answer = await self._request("GET", resource.path(namespace))
+        return list(answer["items"])
 
     async def apply(self, resource: Resource, manifest: Mapping[str, Any], *, force: bool) -> Body:
         """Apply all the fields the operator owns, and return the object as it is now.

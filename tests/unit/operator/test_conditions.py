@@ -254,7 +254,7 @@ def test_counts_and_names():
         "readyReplicas": 2,
         "updatedReplicas": 2,
         "replicasReady": "2/2",
-        "selector": "app.kubernetes.io/name=llm-inference,app.kubernetes.io/instance=m",
+        "selector": "app.kubernetes.io/instance=m,app.kubernetes.io/name=llm-inference",
         "endpoint": "http://m.n.svc",
         "target": "gpu",
         "targetReason": "target is gpu",
