@@ -13,6 +13,7 @@ from .processes import Component
 
 ETCD = "http://127.0.0.1:12379"
 ETCD_PEER = "http://127.0.0.1:12380"
+DATA = paths.CLUSTER / "etcd"
 AUDIT_LOG = paths.LOGS / "audit.log"
 AUDIT_POLICY = paths.CONFIG / "audit-policy.json"
 
@@ -37,7 +38,7 @@ def etcd() -> Component:
         name="etcd",
         argv=[
             str(tools.path("etcd")),
-            f"--data-dir={paths.CLUSTER}/etcd",
+            f"--data-dir={DATA}",
             f"--listen-client-urls={ETCD}",
             f"--advertise-client-urls={ETCD}",
             f"--listen-peer-urls={ETCD_PEER}",

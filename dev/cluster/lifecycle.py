@@ -59,18 +59,19 @@ def up(*, take_over: bool = False, runtime_only: bool = False) -> None:
 
 def start_runtime() -> None:
     """Start what holds and runs images, on a machine prepared for it."""
+    # What containerd's store still holds of a cluster that is gone, a new one knows nothing of.
+    # While containerd runs, these would be pods and builds at work.
+    orphans = not processes.running("containerd") and not control_plane.DATA.exists()
     cgroups.create()
     network.up()
     runtime.start()
-    if not processes.running("kubelet"):
-        # A new control plane knows nothing of the containers that an old one left.
+    if orphans:
         runtime.remove_containers()
 
 
 def start_kubernetes() -> None:
     """Start everything above the runtime."""
-    if not processes.running("etcd"):
-        # Logs of pods that a new control plane knows nothing of.
+    if not control_plane.DATA.exists():
         shutil.rmtree(paths.LOGS / "pods", ignore_errors=True)
     had_kubelet = processes.running("kubelet") is not None
     with step("Starting etcd and the API server"):
@@ -149,12 +150,14 @@ def status() -> bool:
         for thing in teardown.leftovers(owner or paths.CHECKOUT) if owner is None else []:
             say(f"  left behind: {thing}")
         return False
-    well = True
+    states = {}
     for component in components():
         pid = processes.running(component.name)
         state = "stopped" if pid is None else "serves" if component.healthy() else "does not serve"
-        well = well and state == "serves"
+        states[component.name] = state
         say(f"{component.name:<24} {pid or '-':>8}  {state}")
-    readiness = node.readiness() if processes.running("kube-apiserver") else "no API server"
-    say(f"{'node ' + network.NODE_NAME:<24} {'':>8}  {readiness}")
-    return well and readiness == "Ready"
+    node_state = "unknown without the API server"
+    if states["kube-apiserver"] == "serves":
+        node_state = node.readiness()
+    say(f"{'node ' + network.NODE_NAME:<24} {'':>8}  {node_state}")
+    return set(states.values()) == {"serves"} and node_state == "Ready"

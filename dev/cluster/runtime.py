@@ -9,6 +9,7 @@ from .commands import succeeds
 from .processes import Component
 
 BUILD_CACHE_LIMIT = "30GB"
+RUNC_ROOT = paths.RUN / "runc"
 
 
 def pause_image() -> str:
@@ -17,9 +18,9 @@ def pause_image() -> str:
 
 
 def containerd_config() -> str:
-    """Configuration of containerd, version 3."""
+    """Configuration of containerd, in its version 4."""
     return f"""\
-version = 3
+version = 4
 imports = []
 root = "{paths.STORE}/containerd"
 state = "{paths.RUN}/containerd"
@@ -32,8 +33,14 @@ disabled_plugins = [
   "io.containerd.snapshotter.v1.zfs",
 ]
 
-[grpc]
+[plugins."io.containerd.server.v1.grpc"]
 address = "{paths.CONTAINERD_SOCKET}"
+[plugins."io.containerd.server.v1.ttrpc"]
+address = "{paths.CONTAINERD_SOCKET}.ttrpc"
+[plugins."io.containerd.shim.v1.manager"]
+socket_dir = "{paths.RUN}/shims"
+[plugins."io.containerd.internal.v1.opt"]
+path = "{paths.RUN}/opt"
 
 [plugins."io.containerd.cri.v1.images"]
 snapshotter = "overlayfs"
@@ -51,7 +58,7 @@ default_runtime_name = "runc"
 runtime_type = "io.containerd.runc.v2"
 [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.runc.options]
 BinaryName = "runc"
-Root = "{paths.RUN}/runc"
+Root = "{RUNC_ROOT}"
 SystemdCgroup = false
 
 [plugins."io.containerd.cri.v1.runtime".cni]
@@ -82,6 +89,11 @@ snapshotter = "overlayfs"
 networkMode = "host"
 defaultCgroupParent = "{cgroups.BUILDS}"
 gc = true
+[worker.containerd.runtime]
+name = "io.containerd.runc.v2"
+[worker.containerd.runtime.options]
+BinaryName = "runc"
+Root = "{RUNC_ROOT}"
 [[worker.containerd.gcpolicy]]
 all = true
 maxUsedSpace = "{BUILD_CACHE_LIMIT}"

@@ -12,7 +12,7 @@ from . import network
 CONTAINER_LOGS = Path("/var/log/containers")
 CNI_RESULTS = Path("/var/lib/cni/results")
 DEVICE_PLUGINS = Path("/var/lib/kubelet/device-plugins")
-SHIM_SOCKETS = Path("/run/containerd/s")
+FIFOS = Path("/run/containerd/fifo")
 
 # Deepest first, so that each is empty when its turn comes.
 FOLDERS = (
@@ -21,11 +21,8 @@ FOLDERS = (
     CNI_RESULTS.parent,
     DEVICE_PLUGINS,
     DEVICE_PLUGINS.parent,
-    SHIM_SOCKETS,
-    Path("/run/containerd/fifo"),
-    Path("/run/containerd/runc/k8s.io"),
-    Path("/run/containerd/runc"),
-    Path("/run/containerd"),
+    FIFOS,
+    FIFOS.parent,
 )
 
 
@@ -33,7 +30,7 @@ def find(checkout: Path) -> list[Path]:
     """The stray files of a checkout's cluster, once its processes have ended."""
     logs = str(checkout / ".dev")
     links = [link for link in _files(CONTAINER_LOGS) if link.is_symlink()]
-    sockets = [*_files(SHIM_SOCKETS), DEVICE_PLUGINS / "kubelet.sock"]
+    sockets = [DEVICE_PLUGINS / "kubelet.sock"]
     return [
         *(link for link in links if str(link.readlink()).startswith(logs)),
         *CNI_RESULTS.glob(f"{network.NAME}-*"),

@@ -32,7 +32,8 @@ def end_cluster(checkout: Path) -> None:
     if processes.all_running():
         with step("Stopping the control plane and the node"):
             for name in ORDER:
-                processes.stop(name)
+                # Nothing they hold outlives `down`, so there is little to wait for.
+                processes.stop(name, grace=2)
     if processes.running("containerd"):
         with step("Removing containers"):
             _remove_containers()

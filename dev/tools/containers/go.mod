@@ -1,3 +1,4 @@
+// What holds, runs and builds images in the development cluster. Build: python3 -m dev.cluster build
 module llm-operator.dev/dev/tools/containers
 
 go 1.26.8

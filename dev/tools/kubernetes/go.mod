@@ -1,9 +1,11 @@
+// The development cluster above the container runtime. Build: python3 -m dev.cluster build
 module llm-operator.dev/dev/tools/kubernetes
 
 go 1.26.4
 
 godebug default=go1.26
 
+// Kubernetes requires the modules it is itself split into at v0.0.0; v1.X.Y of it is v0.X.Y of them.
 replace (
 	k8s.io/api => k8s.io/api v0.37.2
 	k8s.io/apiextensions-apiserver => k8s.io/apiextensions-apiserver v0.37.2

@@ -35,7 +35,7 @@ from dev.cluster.gpu import Gpus
 def test_containerd_and_buildkit_share_a_socket_and_a_namespace():
     containerd = tomllib.loads(runtime.containerd_config())
     worker = tomllib.loads(runtime.buildkit_config())["worker"]["containerd"]
-    assert worker["address"] == containerd["grpc"]["address"]
+    assert worker["address"] == containerd["plugins"]["io.containerd.server.v1.grpc"]["address"]
     assert worker["namespace"] == "k8s.io"
     assert worker["networkMode"] == "host"
     assert worker["gcpolicy"] == [{"all": True, "maxUsedSpace": "30GB"}]
@@ -187,6 +187,14 @@ def test_the_pinned_version_is_read_from_the_module(tool_modules):
     (tool_modules / "kubernetes" / "go.mod").write_text("")
     with pytest.raises(ClusterError, match="does not require"):
         tools.kubernetes_version()
+
+
+def test_the_modules_kubernetes_is_split_into_have_its_version():
+    lines = (paths.TOOL_MODULES / "kubernetes" / "go.mod").read_text().splitlines()
+    replaced = [line.split() for line in lines if "=>" in line]
+    version = tools.kubernetes_version().replace("v1.", "v0.")
+    assert len(replaced) > 30
+    assert all(old == new and pin == version for old, _, new, pin in replaced)
 
 
 def test_a_build_without_go_says_so(tool_modules, monkeypatch, tmp_path):
