@@ -305,22 +305,26 @@ class Scheduler:
         return Draw(sampling=sequence.sampling, seed=sequence.seed, step=sequence.generated)
 
     def _accept(self, results: Sequence[tuple[RunningSequence, int | None]]) -> None:
-        """Give each sequence its new token and let go of those that end with it."""
+        """Give each sequence its new token, then let go of those that end with it.
+
+        In this order, because rows that move as others leave must know their own new length.
+        """
         now = self._clock()
+        ended: list[tuple[RunningSequence, FinishReason]] = []
         for sequence, token in results:
             if token is None:
-                self._end(
-                    self._remove(self._running.index(sequence)), FinishReason.ERROR, _POISONED
-                )
-                continue
-            event = sequence.accept(token)
-            self._note_token(sequence, now)
+                event: TokenEvent | None = sequence.fail(FinishReason.ERROR, _POISONED)
+            else:
+                event = sequence.accept(token)
+                self._note_token(sequence, now)
             if event is None:
                 continue
             self._events.append((sequence.stream, event))
             if event.finish_reason is not None:
-                self._remove(self._running.index(sequence))
-                self._note_end(sequence, event.finish_reason)
+                ended.append((sequence, event.finish_reason))
+        for sequence, reason in ended:
+            self._remove(self._running.index(sequence))
+            self._note_end(sequence, reason)
 
     def _remove(self, row: int) -> RunningSequence:
         """Take the sequence at `row` out of the batch and close the gap."""

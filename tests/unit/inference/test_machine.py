@@ -1,0 +1,71 @@
+"""What a container may use, from control groups of both versions."""
+
+import os
+
+import pytest
+
+from llm_inference.engine import machine
+
+MEMINFO = "MemTotal: 1000 kB\nMemAvailable:    800 kB\n"
+
+
+@pytest.fixture(autouse=True)
+def eight_processors(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+
+
+def named(tmp_path, files):
+    for name, content in files.items():
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(content)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({}, 8),
+        ({"cpu.max": "max 100000"}, 8),
+        ({"cpu.max": "200000 100000"}, 2),
+        ({"cpu.max": "150000 100000"}, 2),
+        ({"cpu.max": "10000 100000"}, 1),
+        ({"cpu/cpu.cfs_quota_us": "300000", "cpu/cpu.cfs_period_us": "100000"}, 3),
+        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, 8),
+    ],
+)
+def test_processors(tmp_path, files, expected):
+    assert machine.processors(named(tmp_path, files)) == expected
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({}, 800 * 1024),
+        ({"memory.max": "max", "memory.current": "5"}, 800 * 1024),
+        ({"memory.max": "5000", "memory.current": "3000"}, 2000),
+        (
+            {
+                "memory.max": "5000",
+                "memory.current": "4000",
+                "memory.stat": "inactive_file 1000\nactive_file 500\n",
+            },
+            2500,
+        ),
+        (
+            {"memory/memory.limit_in_bytes": "5000", "memory/memory.usage_in_bytes": "6000"},
+            0,
+        ),
+        (
+            {
+                "memory/memory.limit_in_bytes": "9223372036854771712",
+                "memory/memory.usage_in_bytes": "6000",
+            },
+            800 * 1024,
+        ),
+    ],
+)
+def test_available_memory(tmp_path, files, expected):
+    meminfo = tmp_path / "meminfo"
+    meminfo.write_text(MEMINFO)
+    assert machine.available_memory(named(tmp_path, files), meminfo) == expected

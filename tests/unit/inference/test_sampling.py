@@ -1,0 +1,128 @@
+"""Choosing tokens: distributions, truncation, seeds."""
+
+import math
+
+import pytest
+import torch
+
+from llm_inference.engine.interface import SamplingParams
+from llm_inference.engine.sampling import choose, gumbel
+from llm_inference.engine.scheduler import Draw
+
+
+def draw(seed=0, step=0, **parameters):
+    return Draw(sampling=SamplingParams(**parameters), seed=seed, step=step)
+
+
+def sample(logits, number, **parameters):
+    """How often each token comes up in `number` draws with different seeds."""
+    batch = torch.tensor([logits] * number)
+    tokens = choose(batch, [draw(seed=seed, **parameters) for seed in range(number)])
+    return [tokens.count(token) for token in range(len(logits))]
+
+
+def test_greedy_takes_the_most_likely():
+    logits = torch.tensor([[0.0, 3.0, 1.0], [2.0, 0.0, 1.0]])
+    assert choose(logits, [draw(temperature=0), draw(top_k=1)]) == [1, 0]
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+def test_tokens_come_up_as_often_as_softmax_says(temperature):
+    logits = [0.0, 1.0, 2.0, -1.0, 0.5]
+    number = 20_000
+    found = sample(logits, number, temperature=temperature)
+    expected = (torch.tensor(logits) / temperature).softmax(0) * number
+    chi_square = sum(
+        (got - want) ** 2 / want for got, want in zip(found, expected.tolist(), strict=True)
+    )
+    assert chi_square < 23.5  # 4 degrees of freedom, p = 0.0001; the seeds are fixed
+
+
+def test_top_p_keeps_the_fewest_tokens_that_reach_it():
+    logits = [math.log(p) for p in (0.5, 0.3, 0.15, 0.05)]
+    found = sample(logits, 4000, top_p=0.7)
+    assert found[2:] == [0, 0]
+    assert abs(found[0] / 4000 - 0.5 / 0.8) < 0.03
+
+
+def test_top_p_counts_within_top_k():
+    # Of the top two, the first has 0.4 / 0.7 = 0.57: with top_p 0.5 it is alone.
+    logits = [math.log(p) for p in (0.4, 0.3, 0.2, 0.1)]
+    assert sample(logits, 500, top_k=2, top_p=0.5) == [500, 0, 0, 0]
+    assert sample(logits, 500, top_p=0.5)[1] > 0
+
+
+def test_top_k_keeps_k():
+    found = sample([0.0] * 6, 3000, top_k=3)
+    assert sorted(found)[:3] == [0, 0, 0]
+
+
+def test_min_p_is_relative_to_the_most_likely():
+    logits = [math.log(p) for p in (0.5, 0.26, 0.24)]
+    found = sample(logits, 1000, min_p=0.5)
+    assert found[2] == 0
+    assert found[1] > 0
+
+
+def test_parameters_are_each_rows_own():
+    logits = torch.tensor([[0.0, 1.0, 5.0, 2.0]] * 4)
+    tokens = choose(
+        logits, [draw(temperature=0), draw(top_k=1), draw(top_p=1e-9), draw(temperature=1.5)]
+    )
+    assert tokens[:3] == [2, 2, 2]
+
+
+def test_top_p_beyond_the_first_candidates_is_exact():
+    # 5000 equal tokens: top_p 0.9 keeps 4500 of them, more than are looked at first.
+    logits = torch.zeros((400, 5000))
+    logits[:, 4999] = -100.0
+    tokens = choose(logits, [draw(seed=seed, top_p=0.9) for seed in range(400)])
+    assert len(set(tokens)) > 350
+    assert 4999 not in tokens
+
+
+def test_a_seed_gives_the_same_token_in_any_company():
+    torch.manual_seed(0)
+    logits = torch.randn(6, 1000)
+    draws = [
+        draw(seed=5, step=3, temperature=0.8),
+        draw(temperature=0),
+        draw(seed=9, top_p=0.5),
+        draw(seed=1, top_k=50),
+        draw(seed=7),
+        draw(seed=8, min_p=0.01),
+    ]
+    together = choose(logits, draws)
+    alone = [choose(logits[row : row + 1], [draws[row]])[0] for row in range(6)]
+    order = [3, 0, 5, 1, 4, 2]
+    shuffled = choose(logits[order], [draws[row] for row in order])
+    assert together == alone
+    assert [together[row] for row in order] == shuffled
+
+
+def test_steps_and_seeds_give_different_tokens():
+    logits = torch.zeros((1, 1000))
+    tokens = {choose(logits, [draw(seed=s, step=t)])[0] for s in range(10) for t in range(10)}
+    assert len(tokens) > 80
+
+
+def test_noise_is_gumbel():
+    noise = gumbel([draw(seed=3)], torch.arange(200_000))
+    assert noise.isfinite().all()
+    assert abs(noise.mean().item() - 0.5772) < 0.01
+    assert abs(noise.var().item() - math.pi**2 / 6) < 0.03
+
+
+def test_rows_that_are_not_finite_give_no_token():
+    logits = torch.zeros((4, 5))
+    logits[0, 2] = math.nan
+    logits[1, 1] = math.inf
+    logits[2] = -math.inf
+    tokens = choose(logits, [draw(), draw(temperature=0), draw(top_p=0.5), draw(temperature=0)])
+    assert tokens == [None, None, None, 0]
+
+
+def test_float16_and_bfloat16_logits_are_taken():
+    for dtype in (torch.float16, torch.bfloat16):
+        logits = torch.tensor([[0.0, 30.0]], dtype=dtype)
+        assert choose(logits, [draw(temperature=0.01)]) == [1]
