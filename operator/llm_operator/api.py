@@ -138,7 +138,8 @@ class Model(ApiModel):
     max_length: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
     """Longest sequence in tokens, prompt and output together. The model's own if not set."""
     source: ModelSource = ModelSource()
-    """Where the model comes from. Preloaded in the inference image if not set."""
+    """Where the model comes from: exactly one of the members. Preloaded in the inference image if
+    not set."""
 
 
 class Image(ApiModel):

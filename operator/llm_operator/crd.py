@@ -1,7 +1,8 @@
 """The CustomResourceDefinition, generated from the API models.
 
-`python -m llm_operator.crd` writes it to `deploy/crds` and, behind a switch, into the chart;
-`--check` writes nothing and fails if a file differs. Knows the files; the API is in `api`.
+`python -m llm_operator.crd` writes it to `deploy/crds`, behind a switch into the chart, and the
+field reference to `docs`; `--check` writes nothing and fails if a file differs. Knows the files;
+the API is in `api`.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import yaml
 
 from llm_operator import api
 from llm_operator.fields import rules
+from llm_operator.reference import reference
 from llm_operator.schema import structural
 
 CRD_NAME = f"{api.PLURAL}.{api.GROUP}"
@@ -134,6 +136,7 @@ def files(root: Path) -> dict[Path, str]:
     return {
         root / "deploy" / "crds" / f"{CRD_NAME}.yaml": manifest(),
         root / "deploy" / "helm" / "llm-operator" / "templates" / "crd.yaml": chart_template(),
+        root / "docs" / "api.md": reference(_schema()),
     }
 
 
