@@ -10,11 +10,7 @@ from .progress import step
 PROGRAMS = {
     "runc": "runc",
     "ip": "iproute2",
-    "iptables": "iptables",
     "nft": "nftables",
-    "conntrack": "conntrack",
-    "ethtool": "ethtool",
-    "socat": "socat",
     "openssl": "openssl",
 }
 

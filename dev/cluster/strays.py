@@ -4,6 +4,7 @@ Removes those that are the cluster's own, and the folders that are empty then: a
 containerd's files on the same machine stay.
 """
 
+import shutil
 import socket
 from pathlib import Path
 
@@ -13,6 +14,7 @@ CONTAINER_LOGS = Path("/var/log/containers")
 CNI_RESULTS = Path("/var/lib/cni/results")
 DEVICE_PLUGINS = Path("/var/lib/kubelet/device-plugins")
 FIFOS = Path("/run/containerd/fifo")
+OTHER_CONTAINERD = Path("/run/containerd/containerd.sock")
 
 # Deepest first, so that each is empty when its turn comes.
 FOLDERS = (
@@ -30,18 +32,23 @@ def find(checkout: Path) -> list[Path]:
     """The stray files of a checkout's cluster, once its processes have ended."""
     logs = str(checkout / ".dev")
     links = [link for link in _files(CONTAINER_LOGS) if link.is_symlink()]
-    sockets = [DEVICE_PLUGINS / "kubelet.sock"]
+    kubelet = DEVICE_PLUGINS / "kubelet.sock"
     return [
         *(link for link in links if str(link.readlink()).startswith(logs)),
         *CNI_RESULTS.glob(f"{network.NAME}-*"),
-        *(file for file in sockets if file.is_socket() and not _answers(file)),
+        *([kubelet] if kubelet.is_socket() and not _answers(kubelet) else []),
+        # BuildKit leaves pipes here when it is killed; they could be another containerd's too.
+        *([] if OTHER_CONTAINERD.exists() else _files(FIFOS)),
     ]
 
 
 def remove(checkout: Path) -> None:
     """Remove them, and the folders they leave empty."""
     for file in find(checkout):
-        file.unlink(missing_ok=True)
+        if file.is_dir() and not file.is_symlink():
+            shutil.rmtree(file)
+        else:
+            file.unlink(missing_ok=True)
     for folder in FOLDERS:
         if folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
