@@ -22,7 +22,7 @@ from llm_preload import PreloadError, manifest, selection
 def fetch(model_id: str, revision: str, directory: Path, scratch: Path) -> str:
     """Fetch a model into `directory`; return the revision that `revision` resolved to.
 
-    `scratch` keeps a download that was interrupted, so that the next build goes on with it.
+    `scratch` keeps the files of a download that was interrupted: the next build fetches the rest.
 
     Raises:
         PreloadError: The hub, its answer or a file's hash is not as it has to be.
