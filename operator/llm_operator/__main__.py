@@ -2,9 +2,11 @@
 
 import logging
 import os
+import socket
 import sys
 
 import kopf
+from kopf._core.engines.peering import Identity
 
 from llm_operator import handlers
 from llm_operator.settings import Settings, SettingsError
@@ -33,6 +35,8 @@ def main() -> int:
         handlers.watch_nodes()
     kopf.run(
         standalone=True,
+        # kopf would ask for the user's name, and a numeric user of a container has none.
+        identity=Identity(socket.gethostname()),
         clusterwide=not settings.watch_namespaces,
         namespaces=settings.watch_namespaces,
         liveness_endpoint=f"http://0.0.0.0:{settings.health_port}/healthz",
