@@ -4,9 +4,9 @@ import logging
 import os
 import socket
 import sys
+from typing import Any
 
 import kopf
-from kopf._core.engines.peering import Identity
 
 from llm_operator import handlers
 from llm_operator.settings import Settings, SettingsError
@@ -33,10 +33,11 @@ def main() -> int:
         logging.getLogger("kopf.objects").setLevel(logging.WARNING)
     if settings.watch_nodes:
         handlers.watch_nodes()
+    # kopf would take the user's name, and a numeric user of a container has none.
+    host: Any = socket.gethostname()
     kopf.run(
         standalone=True,
-        # kopf would ask for the user's name, and a numeric user of a container has none.
-        identity=Identity(socket.gethostname()),
+        identity=host,
         clusterwide=not settings.watch_namespaces,
         namespaces=settings.watch_namespaces,
         liveness_endpoint=f"http://0.0.0.0:{settings.health_port}/healthz",
