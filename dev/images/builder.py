@@ -31,7 +31,7 @@ def build(image: Image, sources: Sources) -> None:
     log = paths.LOGS / f"image-{image.name}.log"
     began = time.monotonic()
     say(f"{image.reference}: building (log: {log.relative_to(paths.CHECKOUT)})")
-    with log.open("w") as written:
+    with log.open("w", buffering=1) as written:
         process = subprocess.Popen(
             command(image, sources), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
@@ -48,8 +48,8 @@ def build(image: Image, sources: Sources) -> None:
     say(f"{image.reference}: {time.monotonic() - began:.1f} s")
 
 
-def command(image: Image, sources: Sources) -> list[str]:
-    """Return the command line that builds `image`."""
+def command(image: Image, sources: Sources, output: str | None = None) -> list[str]:
+    """Return the command line that builds `image`; `output` is BuildKit's, containerd when None."""
     options = {"filename": image.dockerfile, "target": image.target}
     for name, value in sources.for_image(image).items():
         options[f"build-arg:{name}"] = value
@@ -65,9 +65,13 @@ def command(image: Image, sources: Sources) -> list[str]:
         *(f"--opt={name}={value}" for name, value in options.items()),
         *(f"--secret={secret}" for secret in sources.secrets),
         *layouts,
-        # The kubelet runs it from here: compressing would only cost time.
-        f"--output=type=image,name={image.reference},unpack=true,compression=uncompressed",
+        f"--output={output or _into_containerd(image)}",
     ]
+
+
+def _into_containerd(image: Image) -> str:
+    # The kubelet runs it from here: compressing would only cost time.
+    return f"type=image,name={image.reference},unpack=true,compression=uncompressed"
 
 
 def _follow(lines: Iterable[str], log: TextIO) -> None:
