@@ -89,6 +89,7 @@ def api_server() -> Component:
             "--audit-log-maxbackup=3",
         ],
         healthy=lambda: answers(f"{certificates.API_SERVER}/readyz"),
+        files={AUDIT_POLICY: audit_policy()},
     )
 
 
@@ -143,7 +144,6 @@ def components() -> list[Component]:
 def start_api() -> None:
     """Start etcd and the API server, and wait until it serves."""
     certificates.create()
-    AUDIT_POLICY.write_text(audit_policy())
     if AUDIT_LOG.exists() and not processes.running("kube-apiserver"):
         AUDIT_LOG.replace(AUDIT_LOG.with_suffix(".log.1"))
     for component in (etcd(), api_server()):

@@ -53,7 +53,9 @@ def scale(count: int, gpus: Gpus) -> None:
     there = {node["metadata"]["name"]: node for node in get("nodes", "-l", LABEL)["items"]}
     stale = [n for n, node in there.items() if n not in wanted or not _same(node, wanted[n])]
     if stale:
-        kubectl("delete", "node", *stale)
+        # Deleted all at once, then awaited: kubectl by itself awaits them one by one.
+        kubectl("delete", "node", "--wait=false", *stale)
+        kubectl("wait", "--for=delete", *(f"node/{name}" for name in stale))
     missing = [node for n, node in wanted.items() if n not in there or n in stale]
     if missing:
         # Created, not applied: only a node's creation takes its status along.

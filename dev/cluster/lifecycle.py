@@ -26,8 +26,17 @@ from .progress import say, step
 
 
 def build(*, runtime_only: bool = False) -> None:
-    """Have every program at hand: Debian's packages, then those built from source."""
+    """Have every program at hand: Debian's packages, then those built from source.
+
+    What the machine does not allow is said before the long build.
+
+    Raises:
+        ClusterError: the machine lacks something, or a program cannot be had.
+    """
+    preflight.check_root()
     packages.install()
+    with step("Checking what this machine allows"):
+        preflight.check(preflight.MACHINE)
     tools.build(modules=["containers"] if runtime_only else ["containers", "kubernetes"])
 
 
@@ -43,12 +52,11 @@ def up(*, take_over: bool = False, runtime_only: bool = False) -> None:
     """
     began = time.monotonic()
     with ownership.only_command():
-        if problem := preflight.root():
-            raise ClusterError(problem)
+        preflight.check_root()
+        decision = decide(take_over=take_over)
         build(runtime_only=runtime_only)
-        free_machine(take_over=take_over)
-        with step("Checking what this machine allows"):
-            preflight.check(running=bool(processes.all_running()))
+        if decision is not Decision.CONTINUE:
+            free_machine(decision)
         ownership.claim()
         with step("Starting containerd and BuildKit"):
             start_runtime()
@@ -91,8 +99,8 @@ def start_kubernetes() -> None:
         addons.wait_ready()
 
 
-def free_machine(*, take_over: bool) -> None:
-    """Make the machine free for this checkout: clean up after the dead, refuse or end the living.
+def decide(*, take_over: bool) -> Decision:
+    """What `up` may do on this machine.
 
     Raises:
         ClusterError: another checkout's cluster runs and is not to be taken over.
@@ -105,13 +113,23 @@ def free_machine(*, take_over: bool) -> None:
             f"the cluster on this machine belongs to {owner}: stop it there with "
             "`python3 -m dev.cluster down`, or end it from here with `up --take-over`"
         )
-    whose = owner or paths.CHECKOUT
+    return decision
+
+
+def free_machine(decision: Decision) -> None:
+    """Clean up after the dead or end the living, so that this checkout can start afresh.
+
+    Raises:
+        ClusterError: something else on the machine has the cluster's addresses or ports.
+    """
+    whose = ownership.owner() or paths.CHECKOUT
     if decision is Decision.TAKE_OVER:
         say(f"Ending the cluster of {whose} and taking over")
         teardown.end_cluster(whose)
-    elif decision is not Decision.CONTINUE and teardown.leftovers(whose):
+    elif teardown.leftovers(whose):
         say(f"Cleaning up: the cluster of {whose} ended without `down`")
         teardown.end_cluster(whose)
+    preflight.check(preflight.UNUSED)
 
 
 def down(*, purge: bool = False) -> None:

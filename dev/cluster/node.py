@@ -100,6 +100,10 @@ def kubelet() -> Component:
             f"--node-ip={network.NODE_ADDRESS}",
         ],
         healthy=lambda: answers("http://127.0.0.1:10248/healthz"),
+        files={
+            KUBELET_CONFIG: json.dumps(kubelet_config(), indent=2),
+            RESOLV_CONF: resolv_conf(Path("/etc/resolv.conf").read_text()),
+        },
     )
 
 
@@ -109,6 +113,7 @@ def kube_proxy() -> Component:
         name="kube-proxy",
         argv=[str(tools.path("kube-proxy")), f"--config={KUBE_PROXY_CONFIG}"],
         healthy=lambda: answers("http://127.0.0.1:10256/livez"),
+        files={KUBE_PROXY_CONFIG: json.dumps(kube_proxy_config(), indent=2)},
     )
 
 
@@ -119,9 +124,6 @@ def components() -> list[Component]:
 
 def start() -> None:
     """Start both; returns before the node is ready."""
-    KUBELET_CONFIG.write_text(json.dumps(kubelet_config(), indent=2))
-    KUBE_PROXY_CONFIG.write_text(json.dumps(kube_proxy_config(), indent=2))
-    RESOLV_CONF.write_text(resolv_conf(Path("/etc/resolv.conf").read_text()))
     for component in components():
         processes.start(component)
 

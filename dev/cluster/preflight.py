@@ -9,11 +9,14 @@ import os
 import socket
 import subprocess
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from . import cgroups, network, paths
 from .commands import ClusterError, run
+
+# Returns what is wrong in a sentence; None when all is well.
+Check = Callable[[], str | None]
 
 MIN_FREE_GIB = 10
 PORTS = (10247, 10248, 10249, 10256, 10257, 10259, 12379, 12380)
@@ -34,11 +37,6 @@ table ip probe {
   chain masquerading { type nat hook postrouting priority srcnat; masquerade; }
 }
 """
-
-
-def root() -> str | None:
-    """Root starts containers, mounts and links."""
-    return None if os.geteuid() == 0 else "it runs as root only: start it with sudo"
 
 
 def cgroup_controllers() -> str | None:
@@ -140,8 +138,7 @@ def path_length() -> str | None:
     return f"the checkout's path is longer than {longest} characters: sockets below it would fail"
 
 
-MACHINE: tuple[Callable[[], str | None], ...] = (
-    root,
+MACHINE: tuple[Check, ...] = (
     cgroup_controllers,
     overlayfs,
     links,
@@ -151,21 +148,25 @@ MACHINE: tuple[Callable[[], str | None], ...] = (
     path_length,
 )
 # Only on a machine without a cluster: a running one uses these itself.
-UNUSED: tuple[Callable[[], str | None], ...] = (addresses, ports)
+UNUSED: tuple[Check, ...] = (addresses, ports)
 
 
-def check(*, running: bool) -> None:
-    """Try out everything.
+def check_root() -> None:
+    """Nothing can be installed or tried without it.
 
-    Args:
-        running: whether a cluster of ours runs.
+    Raises:
+        ClusterError: says so.
+    """
+    if os.geteuid() != 0:
+        raise ClusterError("the cluster starts containers and mounts, as root only: use sudo")
+
+
+def check(checks: Sequence[Check]) -> None:
+    """Try out all of them, `MACHINE` or `UNUSED`.
 
     Raises:
         ClusterError: says all that is missing, one line each.
     """
-    if problem := root():  # nothing else can be tried
-        raise ClusterError(f"this machine cannot run the cluster: {problem}")
-    checks = MACHINE if running else MACHINE + UNUSED
     problems = [problem for try_out in checks if (problem := try_out()) is not None]
     if problems:
         listed = "".join(f"\n  - {problem}" for problem in problems)

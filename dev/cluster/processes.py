@@ -37,13 +37,13 @@ class Component:
         name: names its pid file and its log.
         argv: the program and its arguments.
         healthy: asks the running process whether it serves.
-        env: variables on top of this process's own.
+        files: its configuration, path → content; written when it starts, never under its feet.
     """
 
     name: str
     argv: Sequence[str]
     healthy: Callable[[], bool]
-    env: Mapping[str, str] = field(default_factory=dict)
+    files: Mapping[Path, str] = field(default_factory=dict)
 
     @property
     def log(self) -> Path:
@@ -89,13 +89,16 @@ def start(component: Component) -> None:
     """Start a component, unless it runs. Returns before it serves: see `wait_healthy`."""
     if running(component.name):
         return
+    for file, content in component.files.items():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(content)
     paths.LOGS.mkdir(parents=True, exist_ok=True)
     if component.log.exists():
         component.log.replace(component.log.with_suffix(".log.1"))
     with component.log.open("ab") as log:
         process = subprocess.Popen(
             component.argv,
-            env={**tools.environment(), **component.env},
+            env=tools.environment(),
             cwd=paths.CLUSTER,
             stdin=subprocess.DEVNULL,
             stdout=log,

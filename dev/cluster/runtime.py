@@ -9,6 +9,8 @@ from .commands import succeeds
 from .processes import Component
 
 BUILD_CACHE_LIMIT = "30GB"
+CONTAINERD_CONFIG = paths.CONFIG / "containerd.toml"
+BUILDKIT_CONFIG = paths.CONFIG / "buildkitd.toml"
 RUNC_ROOT = paths.RUN / "runc"
 
 
@@ -104,29 +106,30 @@ def components() -> list[Component]:
     """Both processes, in the order in which they start."""
     containerd = Component(
         name="containerd",
-        argv=[str(tools.path("containerd")), "--config", str(paths.CONFIG / "containerd.toml")],
+        argv=[str(tools.path("containerd")), "--config", str(CONTAINERD_CONFIG)],
         healthy=lambda: succeeds(
             [tools.path("ctr"), "-a", paths.CONTAINERD_SOCKET, "version"], timeout=5
         ),
+        files={
+            CONTAINERD_CONFIG: containerd_config(),
+            network.CNI_CONFIG / "10-pods.conflist": network.cni_config(),
+        },
     )
     buildkit = Component(
         name="buildkitd",
-        argv=[str(tools.path("buildkitd")), "--config", str(paths.CONFIG / "buildkitd.toml")],
+        argv=[str(tools.path("buildkitd")), "--config", str(BUILDKIT_CONFIG)],
         healthy=lambda: succeeds(
             [tools.path("buildctl"), "--addr", f"unix://{paths.BUILDKIT_SOCKET}", "debug", "info"],
             timeout=5,
         ),
+        files={BUILDKIT_CONFIG: buildkit_config()},
     )
     return [containerd, buildkit]
 
 
 def start() -> None:
     """Start both, and have the pause image at hand. Does nothing to what runs."""
-    for folder in (paths.CONFIG, paths.STORE, network.CNI_CONFIG):
-        folder.mkdir(parents=True, exist_ok=True)
-    (paths.CONFIG / "containerd.toml").write_text(containerd_config())
-    (paths.CONFIG / "buildkitd.toml").write_text(buildkit_config())
-    (network.CNI_CONFIG / "10-pods.conflist").write_text(network.cni_config())
+    paths.STORE.mkdir(parents=True, exist_ok=True)
     for component in components():
         processes.start(component)
         processes.wait_healthy(component)

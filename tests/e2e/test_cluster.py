@@ -4,7 +4,10 @@ Assumes a running cluster of this checkout: `python3 -m dev.cluster up`.
 """
 
 import json
+import os
 import re
+import shutil
+import signal
 import socket
 import subprocess
 import time
@@ -320,3 +323,37 @@ def test_every_process_of_the_cluster_is_in_its_cgroups():
     for name, pid in processes.all_running().items():
         assert f"process {name} ({pid})" in found
         assert f"process {pid} in a cgroup of the cluster" in found
+
+
+def test_up_on_a_running_cluster_changes_nothing():
+    before = processes.all_running()
+    lifecycle.up()
+    assert processes.all_running() == before
+
+
+def test_up_brings_back_a_killed_kubelet_with_its_pods_and_gpus(gpus, service):
+    os.kill(processes.running("kubelet"), signal.SIGKILL)
+    eventually(lambda: not lifecycle.status())
+    lifecycle.up()
+    assert lifecycle.status()
+    assert get("node", network.NODE_NAME)["status"]["allocatable"][gpu.RESOURCE] == "2"
+    server = get("pod", "server", "-n", f"{NAMESPACE}-open")
+    assert server["status"]["containerStatuses"][0]["restartCount"] == 0
+    eventually(lambda: answers(f"http://{service}/"))
+
+
+@pytest.mark.parametrize("command", ["up", "down"])
+def test_another_checkout_leaves_this_cluster_alone(command, tmp_path):
+    for folder in ("cluster", "tools"):
+        shutil.copytree(paths.CHECKOUT / "dev" / folder, tmp_path / "dev" / folder)
+    before = processes.all_running()
+    there = subprocess.run(
+        ["python3", "-m", "dev.cluster", command],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert there.returncode == 1
+    assert f"the cluster on this machine belongs to {paths.CHECKOUT}" in there.stderr
+    assert processes.all_running() == before

@@ -22,6 +22,7 @@ from dev.cluster import (
     lifecycle,
     network,
     node,
+    packages,
     paths,
     preflight,
     runtime,
@@ -212,17 +213,17 @@ def test_the_cache_follows_the_environment(monkeypatch):
     assert paths.cache() == Path("/y")
 
 
-def test_without_root_nothing_else_is_tried(monkeypatch):
+def test_without_root_nothing_is_tried(monkeypatch):
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
-    with pytest.raises(ClusterError, match="it runs as root only: start it with sudo"):
-        preflight.check(running=False)
+    monkeypatch.setattr(packages, "install", lambda: pytest.fail("tried to install"))
+    with pytest.raises(ClusterError, match="as root only: use sudo"):
+        lifecycle.build()
 
 
-def test_all_that_is_missing_is_said_at_once(monkeypatch):
-    monkeypatch.setattr(preflight, "root", lambda: None)
-    monkeypatch.setattr(preflight, "MACHINE", (lambda: "no this", lambda: None, lambda: "no that"))
+def test_all_that_is_missing_is_said_at_once():
+    checks = (lambda: "no this", lambda: None, lambda: "no that")
     with pytest.raises(ClusterError, match=r"cluster:\n  - no this\n  - no that$"):
-        preflight.check(running=True)
+        preflight.check(checks)
 
 
 def test_a_port_in_use_is_named(monkeypatch):

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from dev.cluster import lifecycle, ownership, paths, processes, teardown
+from dev.cluster import lifecycle, ownership, paths, preflight, processes, teardown
 from dev.cluster.commands import ClusterError
 from dev.cluster.ownership import Decision
 
@@ -37,9 +37,14 @@ def machine(tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "CHECKOUT", HERE)
     monkeypatch.setattr(processes, "all_running", dict)
     monkeypatch.setattr(teardown, "leftovers", lambda checkout: [f"link of {checkout}"])
+    monkeypatch.setattr(preflight, "UNUSED", ())
     torn_down = []
     monkeypatch.setattr(teardown, "end_cluster", torn_down.append)
     return torn_down
+
+
+def free(*, take_over):
+    lifecycle.free_machine(lifecycle.decide(take_over=take_over))
 
 
 def owned_by(checkout, monkeypatch):
@@ -64,7 +69,7 @@ def test_a_living_cluster_of_another_checkout_is_left_alone(machine, monkeypatch
     owned_by(THERE, monkeypatch)
     monkeypatch.setattr(processes, "all_running", lambda: {"etcd": 1})
     with pytest.raises(ClusterError, match="belongs to /src/there: stop it there"):
-        lifecycle.free_machine(take_over=False)
+        free(take_over=False)
     with pytest.raises(ClusterError, match="belongs to /src/there: stop it there"):
         lifecycle.down()
     assert machine == []
@@ -73,21 +78,21 @@ def test_a_living_cluster_of_another_checkout_is_left_alone(machine, monkeypatch
 def test_a_living_cluster_is_taken_over_when_asked(machine, monkeypatch, capsys):
     owned_by(THERE, monkeypatch)
     monkeypatch.setattr(processes, "all_running", lambda: {"etcd": 1})
-    lifecycle.free_machine(take_over=True)
+    free(take_over=True)
     assert machine == [THERE]
     assert "Ending the cluster of /src/there" in capsys.readouterr().out
 
 
 def test_a_dead_cluster_is_cleaned_up_and_said_so(machine, monkeypatch, capsys):
     owned_by(THERE, monkeypatch)
-    lifecycle.free_machine(take_over=False)
+    free(take_over=False)
     assert machine == [THERE]
     assert "the cluster of /src/there ended without `down`" in capsys.readouterr().out
 
 
 def test_a_clean_machine_is_not_cleaned(machine, monkeypatch, capsys):
     monkeypatch.setattr(teardown, "leftovers", lambda checkout: [])
-    lifecycle.free_machine(take_over=False)
+    free(take_over=False)
     assert machine == []
     assert capsys.readouterr().out == ""
 

@@ -80,6 +80,15 @@ def test_a_component_starts_once_in_a_session_of_its_own_and_stops():
     assert processes.running("thing") is None
 
 
+def test_configuration_is_written_before_a_start_and_never_under_a_running_component(folders):
+    config = folders / "config" / "thing.json"
+    sleeper = component("import time; time.sleep(60)")
+    processes.start(dataclasses.replace(sleeper, files={config: "first"}))
+    processes.start(dataclasses.replace(sleeper, files={config: "second"}))
+    assert config.read_text() == "first"
+    processes.stop("thing")
+
+
 def test_a_component_that_ignores_sigterm_is_killed():
     code = "import signal, time; signal.signal(15, signal.SIG_IGN); print(1, flush=True)"
     processes.start(component(f"{code}; time.sleep(60)"))
