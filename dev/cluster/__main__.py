@@ -30,6 +30,7 @@ def parser() -> argparse.ArgumentParser:
     down.add_argument("--purge", action="store_true", help=f"remove {paths.STATE} wholly")
     command("status", "say how each component is; exit 0 only when all serve")
     command("build", "install packages and build the programs, start nothing")
+    command("prune", "remove images that lost their name to a newer build")
     command("kubeconfig", "print the path of the admin's kubeconfig")
     command("env", "print shell lines that put kubectl, helm, buildctl and ctr at hand")
 
@@ -68,6 +69,8 @@ def _run(chosen: argparse.Namespace) -> int:
             return 0 if lifecycle.status() else 1
         case "build":
             lifecycle.build()
+        case "prune":
+            lifecycle.prune()
         case "kubeconfig":
             say(str(paths.KUBECONFIG))
         case "env":

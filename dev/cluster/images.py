@@ -35,6 +35,27 @@ def exists(name: str) -> bool:
     return name in ctr("images", "list", "--quiet").split()
 
 
+def useless(listing: str, *, keep: str) -> list[str]:
+    """The images that lost their name to a newer build, and those of older programs.
+
+    Args:
+        listing: what `ctr images list` prints: name, type, digest and more in each line.
+        keep: the tag of the images that hold the present programs.
+    """
+    rows = [line.split() for line in listing.splitlines()[1:]]
+    digests = {row[0]: row[2] for row in rows}
+    # The kubelet's runtime names each image a second time, by the digest of its configuration.
+    names = {name for name in digests if not name.startswith("sha256:")}
+    old = {n for n in names if n.startswith(f"localhost/{paths.NAME}/") and tag(n) != keep}
+    alive = {digests[name] for name in names - old}
+    return sorted(old | {n for n in digests.keys() - names if digests[n] not in alive})
+
+
+def tag(name: str) -> str:
+    """The tag of an image's name."""
+    return name.rpartition(":")[2]
+
+
 def load(
     name: str, files: Mapping[str, Path], *, entrypoint: Sequence[str], user: str = "65532"
 ) -> None:

@@ -75,6 +75,7 @@ def start_runtime() -> None:
     runtime.start()
     if orphans:
         runtime.remove_containers()
+        runtime.prune_images()
 
 
 def start_kubernetes() -> None:
@@ -97,6 +98,18 @@ def start_kubernetes() -> None:
             gpu.restore()
     with step("Waiting for DNS and metrics"):
         addons.wait_ready()
+
+
+def prune() -> None:
+    """Remove images that lost their name to a newer build.
+
+    Raises:
+        ClusterError: this checkout's cluster is not up.
+    """
+    if ownership.owner() != paths.CHECKOUT or not processes.running("containerd"):
+        raise ClusterError("nothing is up here: run `up --runtime-only` first")
+    removed = runtime.prune_images()
+    say(f"Removed {len(removed)} images that nothing names any more.")
 
 
 def decide(*, take_over: bool) -> Decision:

@@ -136,6 +136,14 @@ def start() -> None:
     images.load(pause_image(), {"/pause": tools.path("pause")}, entrypoint=["/pause"])
 
 
+def prune_images() -> list[str]:
+    """Remove the images that nobody can ask for any more; return their names."""
+    useless = images.useless(images.ctr("images", "list"), keep=tools.digest())
+    if useless:
+        images.ctr("images", "remove", *useless)
+    return useless
+
+
 def remove_containers() -> None:
     """Remove every container and pod sandbox with its snapshot; images stay."""
     if tasks := images.ctr("tasks", "list", "--quiet").split():

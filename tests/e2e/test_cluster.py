@@ -296,6 +296,7 @@ def test_fake_nodes_run_pods_that_tolerate_them(nodes):
     apply(manifest)
     kubectl("wait", "--for=condition=Ready", "pod/on-fake", "-n", NAMESPACE, "--timeout=30s")
     assert get("pod", "on-fake", "-n", NAMESPACE)["spec"]["nodeName"] in nodes
+    kubectl("delete", "pod", "on-fake", "-n", NAMESPACE)  # while kwok can still say it ended
 
 
 def test_services_are_nftables_rules(service):

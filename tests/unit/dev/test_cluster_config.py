@@ -162,6 +162,24 @@ def test_an_image_is_a_layout_whose_digests_hold(tmp_path):
     assert images.layer({"/bin/program": program}) == layer
 
 
+def test_images_that_lost_their_name_are_useless():
+    listing = """\
+REF TYPE DIGEST SIZE PLATFORMS LABELS
+localhost/app:dev t sha256:new 1 MiB linux/amd64 -
+sha256:config-of-new t sha256:new 1 MiB linux/amd64 -
+sha256:config-of-replaced t sha256:replaced 1 MiB linux/amd64 -
+localhost/llm-operator-dev/pause:now t sha256:pause 1 MiB linux/amd64 -
+localhost/llm-operator-dev/pause:before t sha256:pause-before 1 MiB linux/amd64 -
+sha256:config-of-pause t sha256:pause 1 MiB linux/amd64 -
+sha256:config-of-pause-before t sha256:pause-before 1 MiB linux/amd64 -
+"""
+    assert images.useless(listing, keep="now") == [
+        "localhost/llm-operator-dev/pause:before",
+        "sha256:config-of-pause-before",
+        "sha256:config-of-replaced",
+    ]
+
+
 @pytest.fixture
 def tool_modules(tmp_path, monkeypatch):
     for module in ("containers", "kubernetes"):
