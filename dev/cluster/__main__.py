@@ -63,6 +63,7 @@ def _run(chosen: argparse.Namespace) -> int:
     match chosen.command:
         case "up":
             lifecycle.up(take_over=chosen.take_over, runtime_only=chosen.runtime_only)
+            say('Put kubectl and the rest at hand: eval "$(python3 -m dev.cluster env)"')
         case "down":
             lifecycle.down(purge=chosen.purge)
         case "status":

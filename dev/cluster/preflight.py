@@ -97,6 +97,21 @@ def forwarding() -> str | None:
     return None
 
 
+def firewall() -> str | None:
+    """A firewall, such as Docker's, must not drop what the host forwards between pods."""
+    for entry in json.loads(run(["nft", "--json", "list", "chains"]))["nftables"]:
+        chain = entry.get("chain", {})
+        if (chain.get("hook"), chain.get("policy")) != ("forward", "drop"):
+            continue
+        table = (chain["family"], chain["table"])
+        if network.POD_RANGE not in run(["nft", "list", "table", *table]):
+            return (
+                f"the chain {chain['name']} of the nftables table {' '.join(table)} drops what it "
+                f"does not know: let it accept {network.POD_RANGE} as source and as destination"
+            )
+    return None
+
+
 def addresses() -> str | None:
     """The cluster's address ranges must be free on this machine."""
     routes = json.loads(run(["ip", "-json", "route"]))
@@ -144,6 +159,7 @@ MACHINE: tuple[Check, ...] = (
     links,
     nftables,
     forwarding,
+    firewall,
     disk,
     path_length,
 )

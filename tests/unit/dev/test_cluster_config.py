@@ -254,6 +254,29 @@ def test_a_port_in_use_is_named(monkeypatch):
     assert preflight.ports() is None
 
 
+@pytest.mark.parametrize(
+    ("policy", "rules", "refused"),
+    [
+        ("accept", "", False),
+        ("drop", "", True),
+        ("drop", f"ip saddr {network.POD_RANGE} accept", False),
+    ],
+)
+def test_a_firewall_that_drops_forwarded_packets_is_named(monkeypatch, policy, rules, refused):
+    docker = {"family": "ip", "table": "filter", "name": "FORWARD"}
+    chains = {"nftables": [{"metainfo": {}}, {"chain": {**docker, "hook": "forward"}}]}
+    chains["nftables"][1]["chain"]["policy"] = policy
+
+    def nft(argv):
+        return json.dumps(chains) if "chains" in argv else rules
+
+    monkeypatch.setattr(preflight, "run", nft)
+    problem = preflight.firewall()
+    assert (problem is not None) == refused
+    if problem:
+        assert problem.startswith("the chain FORWARD of the nftables table ip filter drops")
+
+
 def test_a_long_checkout_path_is_refused(monkeypatch):
     assert preflight.path_length() is None
     monkeypatch.setattr(paths, "CHECKOUT", Path("/" + "x" * 100))
