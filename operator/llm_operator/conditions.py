@@ -7,6 +7,7 @@ know how they got there, nor how a status is written.
 are there only while true, so that kstatus, `helm --wait` and Flux read the object right.
 """
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +26,7 @@ STALLED = "Stalled"
 
 
 _MESSAGE_LIMIT = 1024
+_POD_NAME = re.compile(r'^pods "[^"]*" is')
 
 
 @dataclass(frozen=True)
@@ -181,7 +183,8 @@ def _replica_failure(deployment: Body | None) -> Diagnosis | None:
     failure = _deployment_condition(deployment, "ReplicaFailure")
     if failure is None or failure["status"] != "True":
         return None
-    message = failure.get("message", "")
+    # Each attempt names another pod; without the name the message is still.
+    message = _POD_NAME.sub("pods are", failure.get("message", ""))
     reason = reasons.QUOTA_EXCEEDED if "exceeded quota" in message else reasons.POD_CREATION_FAILED
     return Diagnosis(reason=reason, message=message, failure=True)
 

@@ -9,7 +9,7 @@ import asyncio
 import datetime as dt
 import logging
 import secrets
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,9 +17,9 @@ from pydantic import ValidationError
 
 from llm_operator import api, conditions, drift, hardware, images, reasons, render
 from llm_operator.api import LLMDeployment
-from llm_operator.cache import Body, Cache, Key, trimmed
+from llm_operator.cache import Body, Cache, Key
 from llm_operator.conditions import Observed, Problem
-from llm_operator.hardware import Decision, NodeFacts
+from llm_operator.hardware import Decision
 from llm_operator.kube import (
     DEPLOYMENT,
     EVENT,
@@ -55,8 +55,6 @@ class Controller:
     Args:
         kube: Where objects are written.
         cache: What is known of them.
-        pods: The pods of an LLMDeployment.
-        nodes: The cluster's nodes, or None if they may not be looked at.
         settings: What the person who installed the operator decided.
     """
 
@@ -65,14 +63,10 @@ class Controller:
         *,
         kube: Kube,
         cache: Cache,
-        pods: Callable[[Key], Iterable[Body]],
-        nodes: Callable[[], Iterable[NodeFacts]] | None,
         settings: Settings,
     ) -> None:
         self._kube = kube
         self._cache = cache
-        self._pods = pods
-        self._nodes = nodes
         self._settings = settings
 
     async def reconcile(self, key: Key) -> None:
@@ -100,7 +94,7 @@ class Controller:
             cr.spec,
             previous=self._previous(cr, key),
             gpu_image=images.reference(cr.spec.image, default, "gpu") is not None,
-            nodes=self._nodes() if self._nodes else None,
+            nodes=self._cache.nodes() if self._settings.watch_nodes else None,
         )
         image = images.reference(cr.spec.image, default, decision.target)
         if image is None:
@@ -159,7 +153,7 @@ class Controller:
             answer = await self._kube.apply(resource, manifest, force=live is not None)
         except ApiError as error:
             return _problem(error, resource, cr.metadata.name)
-        self._cache.wrote(resource, key, trimmed(answer))
+        self._cache.put(resource, answer)
         logger.info("%s/%s: applied %s", *key, resource.kind)
         return None
 
@@ -191,7 +185,7 @@ class Controller:
         observed = Observed(
             template=render.template_digest(manifest) if manifest else None,
             deployment=live if live and _owned(live, cr) else None,
-            pods=conditions.read_pods(self._pods(key)),
+            pods=conditions.read_pods(self._cache.pods(key)),
             decision=plan.decision if plan else None,
             image=plan.image if plan else None,
             problem=problem,
@@ -210,7 +204,7 @@ class Controller:
             if error.status in {404, 409}:  # deleted meanwhile, or another object by now
                 return
             raise Retry(f"status not written: {error}") from error
-        self._cache.wrote(LLM_DEPLOYMENT, key, trimmed(answer))
+        self._cache.put(LLM_DEPLOYMENT, answer)
         await self._announce(cr, before, status)
 
     async def _announce(self, cr: LLMDeployment, before: Body, status: Body) -> None:

@@ -1,20 +1,29 @@
-"""What makes the operator act: kopf's watches, indexes and life cycle. Decorators and nothing else.
+"""What makes the operator act: kopf's watches and life cycle. Decorators and nothing else.
 
-Every watch event ends in one call, `queue.add(key)`. Only `on.event` handlers and indexes are used:
-kopf then writes nothing, neither finalizers nor annotations, to any object.
+Every watch event updates the cache and, if it is news, ends in one call, `queue.add(key)`. Only
+`on.event` handlers are used: kopf then writes nothing, neither finalizers nor annotations, to any
+object. Its indexes are not used: until all of them are filled, each object that comes wakes every
+other one that waits, which takes minutes for some thousand objects.
 """
 
 import asyncio
 from dataclasses import dataclass, field
-from typing import Any
 
 import kopf
 
-from llm_operator import api, render
-from llm_operator.cache import Body, Cache, Key, trimmed
+from llm_operator import api
+from llm_operator.cache import Cache, Key, owner_of
 from llm_operator.controller import Controller
-from llm_operator.hardware import NodeFacts
-from llm_operator.kube import DEPLOYMENT, LLM_DEPLOYMENT, SERVICE, Kube
+from llm_operator.kube import (
+    DEPLOYMENT,
+    LLM_DEPLOYMENT,
+    NODE,
+    POD,
+    SERVICE,
+    Kube,
+    Resource,
+)
+from llm_operator.resync import MANAGED, Resync
 from llm_operator.settings import Settings
 from llm_operator.workqueue import WorkQueue
 
@@ -24,19 +33,37 @@ SERVICES = ("", "v1", "services")
 PODS = ("", "v1", "pods")
 NODES = ("", "v1", "nodes")
 
-MANAGED = {render.MANAGED_BY_LABEL: render.MANAGER}
-MANAGED_SELECTOR = f"{render.MANAGED_BY_LABEL}={render.MANAGER}"
-
 
 @dataclass
 class Operator:
     """What lives as long as the process; kopf hands it to every handler as `memo`."""
 
     settings: Settings
-    cache: Cache = field(init=False)
+    cache: Cache = field(default_factory=Cache)
     queue: WorkQueue[Key] = field(init=False)
     kube: Kube = field(init=False)
     resync: asyncio.Task[None] = field(init=False)
+
+    def saw(self, resource: Resource, event: kopf.RawEvent) -> None:
+        """Take note of a watch event, and look at the LLMDeployment concerned if it is news."""
+        note = self.cache.remove if event["type"] == "DELETED" else self.cache.put
+        if note(resource, event["object"]) and resource is not NODE:
+            self.queue.add(owner_of(resource, event["object"]))
+
+
+class NoDiffBase(kopf.DiffBaseStorage):
+    """Keeps no last-handled state: kopf would else build it anew for every event, unasked."""
+
+    def build(self, **_: object) -> kopf.BodyEssence:
+        """Nothing."""
+        return kopf.BodyEssence()
+
+    def fetch(self, **_: object) -> kopf.BodyEssence | None:
+        """Nothing."""
+        return None
+
+    def store(self, **_: object) -> None:
+        """Nothing."""
 
 
 @kopf.on.login()
@@ -50,33 +77,16 @@ def login(
 
 
 @kopf.on.startup()
-async def start(
-    *,
-    memo: Operator,
-    settings: kopf.OperatorSettings,
-    **indexes: Any,  # noqa: ANN401 - kopf passes each index under its name
-) -> None:
-    """Connect, wait for the CRD, and set up controller and queue over kopf's indexes."""
+async def start(*, memo: Operator, settings: kopf.OperatorSettings, **_: object) -> None:
+    """Connect, wait for the CRD, and learn of everything there is before the watches begin."""
     configure(settings)
     memo.kube = await Kube.connect()
     await memo.kube.wait_until_served(api.API_VERSION)
-    memo.cache = Cache(
-        {
-            LLM_DEPLOYMENT: indexes["llms"],
-            DEPLOYMENT: indexes["deployments"],
-            SERVICE: indexes["services"],
-        }
-    )
-    pods, nodes = indexes["pods"], indexes.get("nodes")
-    controller = Controller(
-        kube=memo.kube,
-        cache=memo.cache,
-        pods=lambda key: pods.get(key, ()),
-        nodes=None if nodes is None else lambda: (node for name in nodes for node in nodes[name]),
-        settings=memo.settings,
-    )
+    controller = Controller(kube=memo.kube, cache=memo.cache, settings=memo.settings)
     memo.queue = WorkQueue(controller.reconcile)
-    memo.resync = asyncio.create_task(resync(memo), name="resync")
+    resync = Resync(kube=memo.kube, cache=memo.cache, add=memo.queue.add, settings=memo.settings)
+    await resync.first()
+    memo.resync = asyncio.create_task(resync.run(), name="resync")
 
 
 def configure(settings: kopf.OperatorSettings) -> None:
@@ -85,16 +95,9 @@ def configure(settings: kopf.OperatorSettings) -> None:
     settings.posting.enabled = False
     settings.scanning.disabled = True
     settings.networking.request_timeout = 30
+    settings.persistence.diffbase_storage = NoDiffBase()
     for resource in (DEPLOYMENTS, SERVICES, PODS):
-        settings.watching.label_selectors[resource] = MANAGED_SELECTOR
-
-
-async def resync(memo: Operator) -> None:
-    """Look at every object now and then, should an event ever be missed."""
-    while True:
-        await asyncio.sleep(memo.settings.resync_seconds)
-        for key in memo.cache.keys(LLM_DEPLOYMENT):
-            memo.queue.add(key)
+        settings.watching.label_selectors[resource] = MANAGED
 
 
 @kopf.on.cleanup()
@@ -111,80 +114,34 @@ async def working(*, memo: Operator, **_: object) -> int:
     return len(memo.queue)
 
 
-@kopf.index(*LLM_DEPLOYMENTS)
-async def llms(*, body: kopf.Body, **_: object) -> dict[Key, Body]:
-    """LLMDeployments."""
-    return {_key(body): trimmed(body)}
+@kopf.on.event(*LLM_DEPLOYMENTS)
+async def llm_deployment_changed(*, memo: Operator, event: kopf.RawEvent, **_: object) -> None:
+    """An LLMDeployment was made, changed or deleted."""
+    memo.saw(LLM_DEPLOYMENT, event)
 
 
-@kopf.index(*DEPLOYMENTS, labels=MANAGED)
-async def deployments(*, body: kopf.Body, **_: object) -> dict[Key, Body]:
-    """Deployments that the operator made."""
-    return {_key(body): trimmed(body)}
+@kopf.on.event(*DEPLOYMENTS)
+async def deployment_changed(*, memo: Operator, event: kopf.RawEvent, **_: object) -> None:
+    """A Deployment got on, was edited or deleted."""
+    memo.saw(DEPLOYMENT, event)
 
 
-@kopf.index(*SERVICES, labels=MANAGED)
-async def services(*, body: kopf.Body, **_: object) -> dict[Key, Body]:
-    """Services that the operator made."""
-    return {_key(body): trimmed(body)}
+@kopf.on.event(*SERVICES)
+async def service_changed(*, memo: Operator, event: kopf.RawEvent, **_: object) -> None:
+    """A Service was edited or deleted."""
+    memo.saw(SERVICE, event)
 
 
-@kopf.index(*PODS, labels=MANAGED)
-async def pods(*, body: kopf.Body, **_: object) -> dict[Key, Body]:
-    """Pods, by the LLMDeployment they belong to."""
-    return {_key_of_owner(body): trimmed(body)}
+@kopf.on.event(*PODS)
+async def pod_changed(*, memo: Operator, event: kopf.RawEvent, **_: object) -> None:
+    """A pod was scheduled, started, became ready, failed or ended."""
+    memo.saw(POD, event)
 
 
 def watch_nodes() -> None:
     """Have the cluster's nodes watched too. Called before kopf starts, where that is allowed."""
 
-    @kopf.index(*NODES, id="nodes")
-    async def nodes(*, name: str, body: kopf.Body, **_: object) -> dict[str, NodeFacts]:
-        """Nodes, as far as hardware is chosen by them."""
-        return {name: NodeFacts.of(body)}
-
-
-@kopf.on.event(*LLM_DEPLOYMENTS)
-async def llm_deployment_changed(
-    *, memo: Operator, event: kopf.RawEvent, body: kopf.Body, **_: object
-) -> None:
-    """An LLMDeployment was made, changed or deleted."""
-    if event["type"] == "DELETED":
-        memo.cache.forget(LLM_DEPLOYMENT, _key(body))
-    memo.queue.add(_key(body))
-
-
-@kopf.on.event(*DEPLOYMENTS, labels=MANAGED)
-async def deployment_changed(
-    *, memo: Operator, event: kopf.RawEvent, body: kopf.Body, **_: object
-) -> None:
-    """A Deployment got on, was edited or deleted."""
-    if event["type"] == "DELETED":
-        memo.cache.forget(DEPLOYMENT, _key(body))
-    memo.queue.add(_key(body))
-
-
-@kopf.on.event(*SERVICES, labels=MANAGED)
-async def service_changed(
-    *, memo: Operator, event: kopf.RawEvent, body: kopf.Body, **_: object
-) -> None:
-    """A Service was edited or deleted."""
-    if event["type"] == "DELETED":
-        memo.cache.forget(SERVICE, _key(body))
-    memo.queue.add(_key(body))
-
-
-@kopf.on.event(*PODS, labels=MANAGED)
-async def pod_changed(*, memo: Operator, body: kopf.Body, **_: object) -> None:
-    """A pod was scheduled, started, became ready, failed or ended."""
-    memo.queue.add(_key_of_owner(body))
-
-
-def _key(body: Body) -> Key:
-    metadata = body["metadata"]
-    return metadata["namespace"], metadata["name"]
-
-
-def _key_of_owner(pod: Body) -> Key:
-    metadata = pod["metadata"]
-    return metadata["namespace"], metadata["labels"].get(render.INSTANCE_LABEL, "")
+    @kopf.on.event(*NODES)
+    async def node_changed(*, memo: Operator, event: kopf.RawEvent, **_: object) -> None:
+        """A node came, changed or went. What was decided stays: nothing is looked at again."""
+        memo.saw(NODE, event)

@@ -53,6 +53,8 @@ class Resource:
 LLM_DEPLOYMENT = Resource(api.API_VERSION, api.KIND, api.PLURAL)
 DEPLOYMENT = Resource("apps/v1", "Deployment", "deployments")
 SERVICE = Resource("v1", "Service", "services")
+POD = Resource("v1", "Pod", "pods")
+NODE = Resource("v1", "Node", "nodes")
 EVENT = Resource("v1", "Event", "events")
 
 
@@ -106,14 +108,17 @@ class Kube:
                 return None
             raise
 
-    async def list_all(self, resource: Resource, namespace: str = "") -> list[Body]:
-        """All objects of a kind in a namespace, or in all.
+    async def list_all(
+        self, resource: Resource, namespace: str = "", *, selector: str = ""
+    ) -> tuple[list[Body], int]:
+        """All objects of a kind in a namespace, or in all, and the version of the list.
 
         Raises:
             ApiError: the API server refused.
         """
-        answer = await self._request("GET", resource.path(namespace))
-        return list(answer["items"])
+        query = {"labelSelector": selector} if selector else {}
+        answer = await self._request("GET", resource.path(namespace), query=query)
+        return answer["items"], int(answer["metadata"]["resourceVersion"])
 
     async def apply(self, resource: Resource, manifest: Mapping[str, Any], *, force: bool) -> Body:
         """Apply all the fields the operator owns, and return the object as it is now.

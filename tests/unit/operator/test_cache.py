@@ -1,60 +1,102 @@
-from llm_operator.cache import Cache, trimmed
-from llm_operator.kube import DEPLOYMENT, SERVICE
+from llm_operator.cache import Cache, owner_of
+from llm_operator.hardware import NodeFacts
+from llm_operator.kube import DEPLOYMENT, LLM_DEPLOYMENT, NODE, POD, SERVICE
 
 KEY = ("models", "smollm2")
 
 
-def body(version, **metadata):
-    return {"metadata": {"resourceVersion": str(version), **metadata}}
-
-
-def cache(*watched):
-    return Cache({DEPLOYMENT: {KEY: list(watched)} if watched else {}, SERVICE: {}})
-
-
-def test_what_the_watch_brought():
-    assert cache().get(DEPLOYMENT, KEY) is None
-    assert cache(body(3)).get(DEPLOYMENT, KEY) == body(3)
-    assert cache(body(3)).keys(DEPLOYMENT) == [KEY]
-
-
-def test_a_write_counts_until_the_watch_has_it():
-    watched = {KEY: [body(9)]}
-    seen = Cache({DEPLOYMENT: watched})
-    seen.wrote(DEPLOYMENT, KEY, body(10))
-    assert seen.get(DEPLOYMENT, KEY) == body(10)
-    watched[KEY] = [body(11)]
-    assert seen.get(DEPLOYMENT, KEY) == body(11)
-    watched[KEY] = []
-    del watched[KEY]
-    assert seen.get(DEPLOYMENT, KEY) is None, "deleted after the watch had seen the write"
-
-
-def test_a_deletion_seen_by_the_watch_ends_a_write():
-    seen = cache()
-    seen.wrote(DEPLOYMENT, KEY, body(10))
-    seen.forget(DEPLOYMENT, KEY)
-    assert seen.get(DEPLOYMENT, KEY) is None
-    seen.forget(DEPLOYMENT, KEY)
-
-
-def test_versions_are_numbers():
-    seen = cache(body(10))
-    seen.wrote(DEPLOYMENT, KEY, body(9))
-    assert seen.get(DEPLOYMENT, KEY) == body(10)
-
-
-def test_of_two_objects_of_one_name_the_newer_counts():
-    assert cache(body(4, uid="old"), body(7, uid="new")).get(DEPLOYMENT, KEY) == body(7, uid="new")
-
-
-def test_kinds_are_apart():
-    seen = cache(body(3))
-    assert seen.get(SERVICE, KEY) is None
-
-
-def test_trimmed_drops_managed_fields_alone():
-    assert trimmed({"metadata": {"name": "a", "managedFields": [1]}, "spec": 1}) == {
-        "metadata": {"name": "a"},
-        "spec": 1,
+def body(version, *, name="smollm2", namespace="models", **metadata):
+    return {
+        "metadata": {
+            "namespace": namespace,
+            "name": name,
+            "resourceVersion": str(version),
+            **metadata,
+        }
     }
+
+
+def pod(version, name="smollm2-a", instance="smollm2"):
+    return body(version, name=name, labels={"app.kubernetes.io/instance": instance})
+
+
+def test_the_newest_state_counts_whoever_brings_it():
+    cache = Cache()
+    assert cache.get(DEPLOYMENT, KEY) is None
+    assert cache.put(DEPLOYMENT, body(9))
+    assert not cache.put(DEPLOYMENT, body(9)), "the watch's echo of an own write is no news"
+    assert cache.put(DEPLOYMENT, body(10)), "versions are numbers"
+    assert not cache.put(DEPLOYMENT, body(8))
+    assert cache.get(DEPLOYMENT, KEY) == body(10)
+    assert cache.get(SERVICE, KEY) is None
+
+
+def test_managed_fields_are_not_kept():
+    cache = Cache()
+    cache.put(DEPLOYMENT, body(1, managedFields=[1]))
+    assert cache.get(DEPLOYMENT, KEY) == body(1)
+
+
+def test_what_is_deleted_is_gone():
+    cache = Cache()
+    cache.put(DEPLOYMENT, body(3))
+    assert cache.remove(DEPLOYMENT, body(4))
+    assert cache.get(DEPLOYMENT, KEY) is None
+    assert not cache.remove(DEPLOYMENT, body(4))
+
+
+def test_the_deletion_of_a_namesake_that_was_made_anew_since_is_no_news():
+    cache = Cache()
+    cache.put(DEPLOYMENT, body(7, uid="new"))
+    assert not cache.remove(DEPLOYMENT, body(5, uid="old"))
+    assert cache.get(DEPLOYMENT, KEY) == body(7, uid="new")
+
+
+def test_pods_are_found_by_their_owner():
+    cache = Cache()
+    cache.put(POD, pod(1, "a"))
+    cache.put(POD, pod(2, "b"))
+    cache.put(POD, pod(3, "c", instance="other"))
+    assert [each["metadata"]["name"] for each in cache.pods(KEY)] == ["a", "b"]
+    cache.put(POD, pod(4, "a"))
+    cache.remove(POD, pod(5, "b"))
+    assert list(cache.pods(KEY)) == [pod(4, "a")]
+    cache.remove(POD, pod(6, "a"))
+    assert not list(cache.pods(KEY))
+    assert owner_of(POD, pod(1, instance="other")) == ("models", "other")
+    assert owner_of(DEPLOYMENT, body(1)) == KEY
+
+
+def test_nodes_are_kept_as_facts():
+    cache = Cache()
+    node = {"metadata": {"name": "n", "resourceVersion": "1"}, "status": {"images": ["big"]}}
+    assert cache.put(NODE, node)
+    assert list(cache.nodes()) == [NodeFacts("n", {}, {}, (), schedulable=True)]
+    assert cache.remove(NODE, {"metadata": {"name": "n", "resourceVersion": "2"}})
+    assert not list(cache.nodes())
+
+
+def test_a_list_brings_what_the_watch_missed():
+    cache = Cache()
+    cache.put(LLM_DEPLOYMENT, body(1, name="gone"))
+    cache.put(LLM_DEPLOYMENT, body(2, name="same"))
+    cache.put(LLM_DEPLOYMENT, body(9, name="after-the-list"))
+    listed = [body(2, name="same"), body(5, name="new")]
+    concerned = cache.replace(LLM_DEPLOYMENT, "", listed, at=6)
+    assert concerned == {("models", "gone"), ("models", "new")}
+    names = {name for _, name in cache.llm_deployments()}
+    assert names == {"same", "new", "after-the-list"}
+
+
+def test_the_list_of_a_namespace_says_nothing_of_others():
+    cache = Cache()
+    cache.put(SERVICE, body(1, namespace="other"))
+    assert cache.replace(SERVICE, "models", [], at=6) == set()
+    assert cache.get(SERVICE, ("other", "smollm2"))
+
+
+def test_a_pod_that_a_list_misses_concerns_its_owner():
+    cache = Cache()
+    cache.put(POD, pod(1))
+    assert cache.replace(POD, "models", [], at=6) == {KEY}
+    assert not list(cache.pods(KEY))

@@ -120,7 +120,7 @@ TABLE = {
         "QuotaExceeded",
         RECONCILING,
         deployment=deployment(ReplicaFailure=FAILED_CREATE),
-        says="exceeded quota",
+        says="pods are forbidden: exceeded quota: q,",
     ),
     "pods refused": Row(
         OFF, "PodCreationFailed", RECONCILING, deployment=deployment(ReplicaFailure=FORBIDDEN)

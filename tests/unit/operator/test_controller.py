@@ -9,15 +9,17 @@ from llm_operator import render
 from llm_operator.cache import Cache
 from llm_operator.conditions import condition
 from llm_operator.controller import Controller
-from llm_operator.hardware import NodeFacts
-from llm_operator.kube import DEPLOYMENT, EVENT, LLM_DEPLOYMENT, SERVICE, ApiError
+from llm_operator.kube import DEPLOYMENT, EVENT, LLM_DEPLOYMENT, NODE, POD, SERVICE, ApiError
 from llm_operator.settings import RuntimeImage, Settings
 from llm_operator.workqueue import Retry
 
 from .conftest import merged
 
 KEY = ("models", "smollm2")
-GPU_NODE = NodeFacts("gpu-1", {}, {"nvidia.com/gpu": "1"}, (), schedulable=True)
+GPU_NODE = (
+    ("", "gpu-1"),
+    {"metadata": {"name": "gpu-1"}, "status": {"allocatable": {"nvidia.com/gpu": "1"}}},
+)
 FOREIGN = {"metadata": {"namespace": "models", "name": "smollm2", "uid": "f"}, "spec": {}}
 
 
@@ -26,18 +28,14 @@ class FakeKube:
 
     def __init__(self):
         self.objects = {LLM_DEPLOYMENT: {}, DEPLOYMENT: {}, SERVICE: {}}
-        self.hidden = set()  # not brought by a watch, because the label is missing
         self.writes = []
         self.events = []
         self.errors = {}
-        self._versions = itertools.count(100)
-
-    def index(self, resource):
-        return Watched(self, resource)
+        self.versions = itertools.count(100)
 
     def put(self, resource, body):
         body = {key: value for key, value in copy.deepcopy(body).items() if value is not None}
-        body["metadata"]["resourceVersion"] = str(next(self._versions))
+        body["metadata"]["resourceVersion"] = str(next(self.versions))
         self.objects[resource][KEY] = body
         return body
 
@@ -65,42 +63,48 @@ class FakeKube:
         self.events.append((body["type"], body["reason"]))
 
 
-class Watched(dict):
-    def __init__(self, kube, resource):
-        super().__init__()
-        self.kube, self.resource = kube, resource
-
-    def __contains__(self, key):
-        return key in self.kube.objects[self.resource] and self.resource not in self.kube.hidden
-
-    def __getitem__(self, key):
-        return [self.kube.objects[self.resource][key]]
-
-
 class World:
     """A controller with everything it sees."""
 
     def __init__(self, body, *, settings=None):
         self.kube = FakeKube()
-        self.pods, self.nodes = [], []
+        self.settings = settings or Settings(runtime_image=RuntimeImage(repository="registry/llm"))
+        self.hidden = set()  # what the watch does not bring, because the label is missing
         self.kube.put(LLM_DEPLOYMENT, body)
-        kinds = (LLM_DEPLOYMENT, DEPLOYMENT, SERVICE)
-        self.controller = Controller(
-            kube=self.kube,
-            cache=Cache({kind: self.kube.index(kind) for kind in kinds}),
-            pods=lambda key: self.pods,
-            nodes=lambda: self.nodes,
-            settings=settings or Settings(runtime_image=RuntimeImage(repository="registry/llm")),
-        )
+        self.restart()
+
+    def restart(self):
+        """A new process of the operator, that knows only what lists bring."""
+        self.cache = Cache()
+        self.controller = Controller(kube=self.kube, cache=self.cache, settings=self.settings)
+
+    def watch(self):
+        """Bring the cache up to date, as the watches do."""
+        for resource, objects in self.kube.objects.items():
+            if resource not in self.hidden:
+                self.cache.replace(resource, "", list(objects.values()), at=10**9)
+
+    def pod(self, body):
+        """Have this one pod."""
+        body["metadata"]["resourceVersion"] = str(next(self.kube.versions))
+        self.kube.objects[POD] = {KEY: body}
+
+    def nodes(self, *nodes):
+        """Have these nodes."""
+        for _, body in nodes:
+            body["metadata"]["resourceVersion"] = str(next(self.kube.versions))
+        self.kube.objects[NODE] = dict(nodes)
 
     async def reconcile(self):
         """Reconcile once; returns what was written."""
+        self.watch()
         self.kube.writes.clear()
         await self.controller.reconcile(KEY)
         return list(self.kube.writes)
 
     async def waits(self):
         """Reconcile once, expecting that something is in the way; returns what was written."""
+        self.watch()
         self.kube.writes.clear()
         with pytest.raises(Retry):
             await self.controller.reconcile(KEY)
@@ -131,7 +135,7 @@ def world(make_body):
 async def test_from_nothing_to_serving_in_five_writes(world, make_pod):
     assert await world.reconcile() == ["Deployment", "Service", "status"]
     assert world.ready == ("False", "RolloutInProgress")
-    world.pods = [make_pod(template=world.template, ready=True)]
+    world.pod(make_pod(template=world.template, ready=True))
     assert await world.reconcile() == ["status"]
     assert world.ready == ("True", "ModelServing")
     assert world.kube.events == [("Normal", "ModelServing")]
@@ -145,13 +149,7 @@ async def test_nothing_is_written_when_nothing_changed(world):
 
 async def test_a_new_operator_finds_nothing_to_write(world):
     await world.reconcile()
-    world.controller = Controller(
-        kube=world.kube,
-        cache=Cache({kind: world.kube.index(kind) for kind in world.kube.objects}),
-        pods=lambda key: (),
-        nodes=None,
-        settings=world.controller._settings,
-    )
+    world.restart()
     assert await world.reconcile() == []
 
 
@@ -159,7 +157,6 @@ async def test_a_new_operator_finds_nothing_to_write(world):
 async def test_a_deleted_object_is_put_back(world, resource):
     await world.reconcile()
     del world.kube.objects[resource][KEY]
-    world.controller._cache.forget(resource, KEY)
     assert resource.kind in await world.reconcile()
 
 
@@ -180,15 +177,15 @@ async def test_what_others_add_is_left_alone(world):
 async def test_an_object_that_lost_its_labels_is_found_and_mended(world):
     await world.reconcile()
     world.edit(SERVICE, metadata={"labels": {render.MANAGED_BY_LABEL: "nobody"}})
-    world.kube.hidden.add(SERVICE)
-    world.controller._cache.forget(SERVICE, KEY)
+    world.hidden.add(SERVICE)
+    world.restart()
     assert await world.reconcile() == ["Service"]
 
 
 @pytest.mark.parametrize("resource", [DEPLOYMENT, SERVICE], ids=lambda each: each.kind)
 async def test_a_foreign_object_is_never_taken_over(world, resource):
     world.kube.put(resource, FOREIGN)
-    world.kube.hidden.add(resource)
+    world.hidden.add(resource)
     writes = await world.waits()
     assert resource.kind not in writes
     assert world.ready == ("False", "NameConflict")
@@ -220,11 +217,10 @@ async def test_a_deleted_llmdeployment_is_left_to_the_garbage_collector(world):
 
 async def test_nothing_is_put_back_before_the_watch_tells_of_a_deletion(world):
     await world.reconcile()
-    stale = world.kube.objects[LLM_DEPLOYMENT].pop(KEY)
-    world.controller._cache._indexes[LLM_DEPLOYMENT] = {KEY: [stale]}
+    del world.kube.objects[LLM_DEPLOYMENT][KEY]
+    world.hidden.add(LLM_DEPLOYMENT)
     world.edit(SERVICE, metadata={"labels": {render.MANAGED_BY_LABEL: "edited"}})
     del world.kube.objects[DEPLOYMENT][KEY]
-    world.controller._cache.forget(DEPLOYMENT, KEY)
     assert "Deployment" not in await world.reconcile()
 
 
@@ -286,17 +282,17 @@ async def test_a_spec_from_an_older_crd_is_invalid_and_named(make_body):
 
 
 async def test_a_node_with_a_gpu_decides_once(world):
-    world.nodes = [GPU_NODE]
+    world.nodes(GPU_NODE)
     await world.reconcile()
     assert world.status["target"] == "gpu"
-    world.nodes = []
+    world.nodes()
     assert await world.reconcile() == []
 
 
 async def test_a_lost_status_does_not_move_the_pods(world):
-    world.nodes = [GPU_NODE]
+    world.nodes(GPU_NODE)
     await world.reconcile()
-    world.nodes = []
+    world.nodes()
     del world.kube.objects[LLM_DEPLOYMENT][KEY]["status"]
     world.edit(LLM_DEPLOYMENT)
     assert await world.reconcile() == ["status"]
@@ -315,10 +311,10 @@ async def test_scaling_leaves_the_template_alone(world):
 async def test_events_are_for_news_alone(world, make_pod):
     await world.reconcile()
     pull = {"state": {"waiting": {"reason": "ErrImagePull", "message": "not found"}}}
-    world.pods = [make_pod(template=world.template, container=pull)]
+    world.pod(make_pod(template=world.template, container=pull))
     await world.reconcile()
     await world.reconcile()
-    world.pods = [make_pod(template=world.template, ready=True)]
+    world.pod(make_pod(template=world.template, ready=True))
     await world.reconcile()
     await world.reconcile()
     assert world.kube.events == [("Warning", "ImagePullFailed"), ("Normal", "ModelServing")]

@@ -1,0 +1,96 @@
+"""Lists everything now and then, so that nothing that a watch missed stays unknown.
+
+A watch that was cut for too long starts again from a list, and what was deleted in between is
+never told. Knows which objects are the operator's; what is done about them is the queue's work.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable
+
+from llm_operator import render
+from llm_operator.cache import Cache, Key
+from llm_operator.kube import (
+    DEPLOYMENT,
+    LLM_DEPLOYMENT,
+    NODE,
+    POD,
+    SERVICE,
+    ApiError,
+    Kube,
+    Resource,
+)
+from llm_operator.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+MANAGED = f"{render.MANAGED_BY_LABEL}={render.MANAGER}"
+"""Selects the objects that the operator made, and their pods."""
+
+_RETRY_SECONDS = 2
+_SECOND_SECONDS = 10
+"""When the second list follows the first: the watches began in between."""
+
+
+class Resync:
+    """Keeps the cache true by lists.
+
+    Args:
+        kube: Where objects are listed.
+        cache: What is kept true.
+        add: Called for each LLMDeployment to look at.
+        settings: Namespaces, whether nodes may be listed, and how often.
+    """
+
+    def __init__(
+        self, *, kube: Kube, cache: Cache, add: Callable[[Key], None], settings: Settings
+    ) -> None:
+        self._kube = kube
+        self._cache = cache
+        self._add = add
+        self._settings = settings
+
+    async def first(self) -> None:
+        """List everything for the first time: without that nothing can be decided."""
+        while True:
+            try:
+                return await self.everything()
+            except ApiError as error:
+                logger.warning("cannot start yet: %s", error)
+            await asyncio.sleep(_RETRY_SECONDS)
+
+    async def run(self) -> None:
+        """List everything now and then, for ever."""
+        await asyncio.sleep(min(_SECOND_SECONDS, self._settings.resync_seconds))
+        while True:
+            try:
+                await self.everything()
+            except ApiError as error:
+                logger.warning("resync failed, watches go on: %s", error)
+            await asyncio.sleep(self._settings.resync_seconds)
+
+    async def everything(self) -> None:
+        """List everything, and have every LLMDeployment looked at.
+
+        Raises:
+            ApiError: a list was refused.
+        """
+        namespaces = self._settings.watch_namespaces or ("",)
+        for resource, selector in (
+            (LLM_DEPLOYMENT, ""),
+            (DEPLOYMENT, MANAGED),
+            (SERVICE, MANAGED),
+            (POD, MANAGED),
+        ):
+            await self._list(resource, namespaces, selector)
+        if self._settings.watch_nodes:
+            await self._list(NODE, ("",), "")
+        for key in self._cache.llm_deployments():
+            self._add(key)
+
+    async def _list(self, resource: Resource, namespaces: Iterable[str], selector: str) -> None:
+        for namespace in namespaces:
+            bodies, version = await self._kube.list_all(resource, namespace, selector=selector)
+            for key in self._cache.replace(resource, namespace, bodies, version):
+                if resource is not NODE:
+                    self._add(key)
