@@ -103,9 +103,12 @@ class Health:
         if self.enter(Phase.FAILED):
             self._error = reason
 
-    def describe(self, *, model_id: str, revision: str | None, device: DeviceReport) -> None:
-        """Record what the loaded model is and what it runs on."""
+    def name_model(self, model_id: str, revision: str | None) -> None:
+        """Record which model the directory holds."""
         self._model = {"id": model_id, "revision": revision}
+
+    def describe_device(self, device: DeviceReport) -> None:
+        """Record what the loaded model runs on."""
         self._device = device
 
     def startup_seconds(self) -> dict[str, float]:

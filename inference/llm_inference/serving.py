@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from llm_inference.engine.directory import ModelLoadError
+from llm_inference.engine.directory import ModelLoadError, inspect
 from llm_inference.engine.interface import Engine, Observer
 from llm_inference.health import Health, Phase
 from llm_inference.metrics import Metrics
@@ -125,16 +125,21 @@ def load_engine(serving: Serving) -> Engine:
     Raises:
         ModelLoadError: the model cannot be served.
     """
+    settings, health = serving.settings, serving.health
+    # What is wrong with the directory itself is told before torch is imported, seconds earlier.
+    directory = inspect(
+        settings.model_dir,
+        model_id=settings.model_id,
+        revision=settings.model_revision,
+        task=settings.task,
+    )
+    health.name_model(directory.model_id, directory.revision)
     from llm_inference.engine import loader  # noqa: PLC0415 - imports torch
 
-    settings, health = serving.settings, serving.health
     observer: Observer = serving.metrics
     loaded = loader.load_model(
+        directory,
         loader.LoadOptions(
-            model_dir=settings.model_dir,
-            model_id=settings.model_id,
-            revision=settings.model_revision,
-            task=settings.task,
             dtype=settings.dtype,
             device=settings.device,
             threads=settings.threads,
@@ -145,6 +150,6 @@ def load_engine(serving: Serving) -> Engine:
         on_phase=lambda phase: health.enter(Phase(phase)),
         observer=observer,
     )
-    health.describe(model_id=loaded.model_id, revision=loaded.revision, device=loaded.device)
+    health.describe_device(loaded.device)
     serving.metrics.describe_device(loaded.device)
     return loaded.engine

@@ -19,7 +19,7 @@ import torch
 from llm_inference.engine import machine
 from llm_inference.engine.cache import RowCache
 from llm_inference.engine.codec import HuggingFaceCodec
-from llm_inference.engine.directory import ModelDirectory, ModelLoadError, inspect
+from llm_inference.engine.directory import ModelDirectory, ModelLoadError
 from llm_inference.engine.embedding import PoolingEngine, encode, read_pooling
 from llm_inference.engine.generation import BatchingEngine
 from llm_inference.engine.interface import (
@@ -51,12 +51,8 @@ _FULL, _SLIDING = "full_attention", "sliding_attention"
 
 @dataclass(frozen=True, kw_only=True)
 class LoadOptions:
-    """What to load and how; None and "auto" leave the choice to the model and the machine."""
+    """How to load a model; None and "auto" leave the choice to the model and the machine."""
 
-    model_dir: Path
-    model_id: str | None = None
-    revision: str | None = None
-    task: Literal["auto", "generate", "embed"] = "auto"
     dtype: str = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int | None = None
@@ -67,16 +63,18 @@ class LoadOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class LoadedModel:
-    """A running engine and what it runs."""
+    """A running engine and what it runs on."""
 
     engine: Engine
-    model_id: str
-    revision: str | None
     device: DeviceReport
 
 
 def load_model(
-    options: LoadOptions, *, on_phase: Callable[[str], object], observer: Observer
+    directory: ModelDirectory,
+    options: LoadOptions,
+    *,
+    on_phase: Callable[[str], object],
+    observer: Observer,
 ) -> LoadedModel:
     """Load the model and start its engine; calls `on_phase` with "loading" and "warming".
 
@@ -84,12 +82,6 @@ def load_model(
         ModelLoadError: it cannot be served; the message is one sentence.
     """
     on_phase("loading")
-    directory = inspect(
-        options.model_dir,
-        model_id=options.model_id,
-        revision=options.revision,
-        task=options.task,
-    )
     threads = options.threads or machine.processors()
     torch.set_num_threads(threads)
     device = _pick_device(options.device)
@@ -106,8 +98,6 @@ def load_model(
     gc.freeze()
     return LoadedModel(
         engine=engine(),
-        model_id=directory.model_id,
-        revision=directory.revision,
         device=DeviceReport(
             type=device.type,
             name=_device_name(device),

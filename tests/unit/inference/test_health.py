@@ -1,5 +1,7 @@
 """The phase machine behind the probes."""
 
+import time
+
 import pytest
 
 from llm_inference.engine.interface import DeviceReport
@@ -70,7 +72,8 @@ def test_the_first_failure_stays(health):
 
 def test_the_report_says_what_is_served_and_on_what(health):
     device = DeviceReport(type="cpu", name="some cpu", dtype="bfloat16", threads=2)
-    health.describe(model_id="org/model", revision="abc", device=device)
+    health.name_model("org/model", "abc")
+    health.describe_device(device)
     report = health.report()
     assert report["model"] == {"id": "org/model", "revision": "abc"}
     assert report["device"] == {
@@ -82,6 +85,4 @@ def test_the_report_says_what_is_served_and_on_what(health):
 
 
 def test_the_process_started_before_now():
-    import time
-
     assert 0 <= time.monotonic() - process_started_at() < 24 * 3600

@@ -1,6 +1,7 @@
 """Continuous batching with a runner that computes nothing but checks what it is told."""
 
 import asyncio
+import itertools
 import threading
 from types import SimpleNamespace
 
@@ -129,7 +130,7 @@ def counts(first, number):
 
 async def until(condition):
     async with asyncio.timeout(5):
-        while not condition():
+        while not condition():  # noqa: ASYNC110 - the engine is a thread, not a task
             await asyncio.sleep(0.001)
 
 
@@ -194,7 +195,7 @@ async def test_a_long_prompt_does_not_keep_running_sequences_waiting(engine):
     kinds = [(kind, size) for kind, _, size in engine.runner.calls]
     prefills = [at for at, (kind, size) in enumerate(kinds) if kind == "prefill" and size == 4]
     assert len(prefills) >= 9
-    gaps = [kinds[a + 1 : b] for a, b in zip(prefills, prefills[1:], strict=False)]
+    gaps = [kinds[a + 1 : b] for a, b in itertools.pairwise(prefills)]
     assert all(("decode", 1) in gap for gap in gaps)
 
 
@@ -234,9 +235,11 @@ async def test_what_cannot_fit_never_reaches_the_model(engine, request_):
 
 
 async def test_cancelling_frees_the_row_within_a_step(engine):
-    engine.runner.permits = threading.Semaphore(4)
+    engine.runner.gate.clear()
+    engine.runner.permits = threading.Semaphore(4)  # both prompts, then two steps
     stream = engine.scheduler.submit(asks(1, max_tokens=60))
     other = engine.scheduler.submit(asks(101, max_tokens=60))
+    engine.runner.gate.set()
     await until(lambda: len(engine.runner.calls) == 4)
     assert engine.scheduler.load().running == 2
     stream.cancel()

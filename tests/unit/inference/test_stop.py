@@ -1,5 +1,7 @@
 """Stop strings, wherever the text is cut."""
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,7 +14,7 @@ STOPS = st.lists(st.text(alphabet="abc", min_size=1, max_size=5), max_size=3)
 
 def cut(text, points):
     edges = [0, *sorted(point % (len(text) + 1) for point in points), len(text)]
-    return [text[start:end] for start, end in zip(edges, edges[1:], strict=False)]
+    return [text[start:end] for start, end in itertools.pairwise(edges)]
 
 
 def run(stops, pieces):

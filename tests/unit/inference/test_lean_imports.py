@@ -1,0 +1,63 @@
+"""What a cold start imports, and that torch's compiler is only held back, not broken."""
+
+import subprocess
+import sys
+
+HEAVY = ("torch._dynamo", "torch._inductor", "sympy", "torch.onnx", "sklearn", "pandas")
+
+
+def run(code):
+    result = subprocess.run(
+        [sys.executable, "-W", "error::SyntaxWarning", "-c", code],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={"PYTHONPATH": ":".join(filter(None, sys.path)), "PATH": "/usr/bin:/bin"},
+        timeout=120,
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout.split()
+
+
+def test_the_application_is_imported_without_torch():
+    assert run("import sys, llm_inference.server; print('torch' in sys.modules)") == ["False"]
+
+
+def test_the_engine_knows_nothing_of_http():
+    code = (
+        "import sys, llm_inference.engine.loader;"
+        "print([m for m in ('fastapi', 'starlette', 'uvicorn') if m in sys.modules])"
+    )
+    assert run(code) == ["[]"]
+
+
+def test_loading_a_model_needs_no_compiler():
+    code = (
+        "import sys, llm_inference.engine.loader;"
+        "from transformers.models.llama.modeling_llama import LlamaForCausalLM;"
+        "from transformers.models.bert.modeling_bert import BertModel;"
+        f"print([m for m in {HEAVY} if m in sys.modules])"
+    )
+    assert run(code) == ["[]"]
+
+
+def test_the_real_compiler_is_there_for_who_asks_later():
+    code = (
+        "import torch, llm_inference.engine.loader;"
+        "f = torch.compile(lambda x: x + 1, backend='eager');"
+        "print(f(torch.ones(1)).item(), hasattr(torch._dynamo, 'optimize'),"
+        " torch.compiler.disable.__module__)"
+    )
+    assert run(code) == ["2.0", "True", "torch.compiler"]
+
+
+def test_whatever_else_is_asked_of_the_compiler_meanwhile_is_the_real_thing():
+    code = (
+        "import torch\n"
+        "from llm_inference.engine.lean_imports import without_compiler\n"
+        "with without_compiler():\n"
+        "    import torch._dynamo\n"
+        "    print(callable(torch._dynamo.optimize))\n"
+        "print(callable(torch._dynamo.reset))\n"
+    )
+    assert run(code) == ["True", "True"]
