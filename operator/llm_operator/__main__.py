@@ -16,6 +16,19 @@ EXIT_BAD_SETTING = 2
 _FORMATS = {"text": kopf.LogFormat.FULL, "json": kopf.LogFormat.JSON}
 
 
+# They tell of every event that a handler took and of every probe; the controller tells what it did.
+_CHATTY = ("aiohttp.access", "kopf.activities.probe", "kopf.objects")
+
+
+def configure_logging(settings: Settings) -> None:
+    """Log in the form and from the severity on that the settings ask for."""
+    kopf.configure(log_format=_FORMATS[settings.log_format])
+    logging.getLogger().setLevel(settings.log_level.upper())
+    if settings.log_level != "debug":
+        for name in _CHATTY:
+            logging.getLogger(name).setLevel(logging.WARNING)
+
+
 def main() -> int:
     """Run the operator. Returns the exit code."""
     try:
@@ -23,14 +36,7 @@ def main() -> int:
     except SettingsError as error:
         print(f"llm-operator: {error}", file=sys.stderr)
         return EXIT_BAD_SETTING
-    kopf.configure(
-        debug=settings.log_level == "debug",
-        quiet=settings.log_level in {"warning", "error"},
-        log_format=_FORMATS[settings.log_format],
-    )
-    if settings.log_level != "debug":
-        # kopf tells of every event that a handler took; the controller tells what it did.
-        logging.getLogger("kopf.objects").setLevel(logging.WARNING)
+    configure_logging(settings)
     if settings.watch_nodes:
         handlers.watch_nodes()
     # kopf would take the user's name, and a numeric user of a container has none.

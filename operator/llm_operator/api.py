@@ -135,7 +135,7 @@ class Model(ApiModel):
     """What the model does: generate text, embed text, or auto to take it from the model itself."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Number format the weights are loaded in; auto takes what suits model and device."""
-    max_length: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
+    max_length: Annotated[int, Field(ge=16, le=1_048_576)] | None = None
     """Longest sequence in tokens, prompt and output together. The model's own if not set."""
     source: ModelSource = ModelSource()
     """Where the model comes from: exactly one of the members. Preloaded in the inference image if
@@ -233,9 +233,9 @@ class Gpu(ApiModel):
 class Server(ApiModel):
     """How the inference server runs. What is not set is the server's own default."""
 
-    max_concurrency: Annotated[int, Field(ge=1, le=4096)] | None = None
+    max_concurrency: Annotated[int, Field(ge=1, le=1024)] | None = None
     """Most sequences in one batch."""
-    max_queue: Annotated[int, Field(ge=0, le=1_000_000)] | None = None
+    max_queue: Annotated[int, Field(ge=0, le=100_000)] | None = None
     """Most requests that wait for a place in the batch. One more is answered with 429."""
     request_timeout_seconds: Annotated[int, Field(ge=1, le=86_400)] | None = None
     """Longest time a request may take, waiting included."""

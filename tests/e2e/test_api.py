@@ -1,4 +1,7 @@
-"""What the API server itself makes of an LLMDeployment: refused with a sentence, or accepted."""
+"""What the API server itself makes of an LLMDeployment: refused with a sentence, or accepted.
+
+A dry run leaves nothing behind, so these tests need no namespace of their own.
+"""
 
 from __future__ import annotations
 
@@ -133,17 +136,17 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_a_wrong_spec_is_refused_with_what_to_change(kubectl: Kubectl, case: str):
+def test_a_wrong_spec_is_refused_with_what_to_change(operator: Kubectl, case: str):
     spec, sentence = REFUSED[case]
     with pytest.raises(CommandError) as refused:
-        tried(kubectl, llm_deployment("wrong", **spec))
+        tried(operator, llm_deployment("wrong", **spec))
     assert sentence in str(refused.value)
 
 
 @pytest.mark.parametrize("name", ["a.b", "1-model", "a" * 64])
-def test_a_name_that_no_service_could_have_is_refused(kubectl: Kubectl, name: str):
+def test_a_name_that_no_service_could_have_is_refused(operator: Kubectl, name: str):
     with pytest.raises(CommandError, match="at most 63 lower-case letters"):
-        tried(kubectl, llm_deployment(name))
+        tried(operator, llm_deployment(name))
 
 
 ACCEPTED = {
@@ -164,8 +167,8 @@ ACCEPTED = {
 
 
 @pytest.mark.parametrize("case", ACCEPTED)
-def test_a_right_spec_is_accepted_as_it_is(kubectl: Kubectl, case: str):
-    stored = tried(kubectl, llm_deployment("right", **ACCEPTED[case]))
+def test_a_right_spec_is_accepted_as_it_is(operator: Kubectl, case: str):
+    stored = tried(operator, llm_deployment("right", **ACCEPTED[case]))
     assert includes(stored["spec"], ACCEPTED[case])
 
 
@@ -177,13 +180,13 @@ def includes(stored: Any, given: Any) -> bool:
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
-def test_examples_are_accepted(kubectl: Kubectl, path: Path):
+def test_examples_are_accepted(operator: Kubectl, path: Path):
     for document in yaml.safe_load_all(path.read_text()):
-        assert tried(kubectl, document)["metadata"]["name"] == document["metadata"]["name"]
+        assert tried(operator, document)["metadata"]["name"] == document["metadata"]["name"]
 
 
-def test_defaults_are_scalars_and_leave_the_rest_of_a_spec_alone(kubectl: Kubectl):
-    stored = tried(kubectl, llm_deployment("minimal"))["spec"]
+def test_defaults_are_scalars_and_leave_the_rest_of_a_spec_alone(operator: Kubectl):
+    stored = tried(operator, llm_deployment("minimal"))["spec"]
     assert stored == {
         "model": {"id": stored["model"]["id"], "task": "auto", "dtype": "auto"},
         "target": "auto",
@@ -199,10 +202,10 @@ def test_columns(kubectl: Kubectl):
     assert wide == [*narrow, "IMAGE", "ENDPOINT", "MESSAGE"]
 
 
-def test_it_is_explained_down_to_the_leaves(kubectl: Kubectl):
-    said = kubectl("explain", "llmdeployment.spec.gpu.minMemory")
+def test_it_is_explained_down_to_the_leaves(operator: Kubectl):
+    said = operator("explain", "llmdeployment.spec.gpu.minMemory")
     assert "Least memory of one GPU" in said
-    assert "exactly one of the members" in kubectl("explain", "llm.spec.model.source")
+    assert "exactly one of the members" in operator("explain", "llm.spec.model.source")
 
 
 def test_a_status_is_not_for_users_and_a_spec_is_not_for_the_status(kubectl: Kubectl):

@@ -181,7 +181,7 @@ OTHERWISE = {
     "model.servedName": "chat",
     "model.task": "embed",
     "model.dtype": "float32",
-    "model.maxLength": 7,
+    "model.maxLength": 77,
     "model.source.image.reference": "weights:1",
     "model.source.image.pullPolicy": "Always",
     "model.source.persistentVolumeClaim.claimName": "claim",
