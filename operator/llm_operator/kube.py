@@ -118,7 +118,10 @@ class Kube:
         """
         query = {"labelSelector": selector} if selector else {}
         answer = await self._request("GET", resource.path(namespace), query=query)
-        return answer["items"], int(answer["metadata"]["resourceVersion"])
+        # Items of a list do not say what they are; everywhere else objects do.
+        kind = {"apiVersion": resource.api_version, "kind": resource.kind}
+        items = [kind | item for item in answer["items"]]
+        return items, int(answer["metadata"]["resourceVersion"])
 
     async def apply(self, resource: Resource, manifest: Mapping[str, Any], *, force: bool) -> Body:
         """Apply all the fields the operator owns, and return the object as it is now.

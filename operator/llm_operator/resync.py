@@ -70,27 +70,31 @@ class Resync:
             await asyncio.sleep(self._settings.resync_seconds)
 
     async def everything(self) -> None:
-        """List everything, and have every LLMDeployment looked at.
+        """List everything, and only then have every LLMDeployment looked at.
+
+        Before the last list is in, the cache is no ground for a decision: an LLMDeployment whose
+        pods are not listed yet would seem to serve nothing.
 
         Raises:
             ApiError: a list was refused.
         """
         namespaces = self._settings.watch_namespaces or ("",)
+        concerned: set[Key] = set()
         for resource, selector in (
             (LLM_DEPLOYMENT, ""),
             (DEPLOYMENT, MANAGED),
             (SERVICE, MANAGED),
             (POD, MANAGED),
         ):
-            await self._list(resource, namespaces, selector)
+            concerned |= await self._list(resource, namespaces, selector)
         if self._settings.watch_nodes:
             await self._list(NODE, ("",), "")
-        for key in self._cache.llm_deployments():
+        for key in concerned.union(self._cache.llm_deployments()):
             self._add(key)
 
-    async def _list(self, resource: Resource, namespaces: Iterable[str], selector: str) -> None:
+    async def _list(self, resource: Resource, namespaces: Iterable[str], selector: str) -> set[Key]:
+        concerned: set[Key] = set()
         for namespace in namespaces:
             bodies, version = await self._kube.list_all(resource, namespace, selector=selector)
-            for key in self._cache.replace(resource, namespace, bodies, version):
-                if resource is not NODE:
-                    self._add(key)
+            concerned |= self._cache.replace(resource, namespace, bodies, version)
+        return concerned

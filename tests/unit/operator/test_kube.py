@@ -104,7 +104,10 @@ async def test_events_are_created(kube, server):
 
 async def test_lists_of_one_namespace_and_of_all(kube, server):
     server.answer = json.dumps({"metadata": {"resourceVersion": "7"}, "items": [{"a": 1}]})
-    assert await kube.list_all(LLM_DEPLOYMENT, "models") == ([{"a": 1}], 7)
+    assert await kube.list_all(LLM_DEPLOYMENT, "models") == (
+        [{"apiVersion": "llm-operator.dev/v1alpha1", "kind": "LLMDeployment", "a": 1}],
+        7,
+    )
     await kube.list_all(SERVICE, selector="a=b")
     assert [(path, query) for _, path, query, _, _ in server.requests] == [
         ("/apis/llm-operator.dev/v1alpha1/namespaces/models/llmdeployments", {}),
