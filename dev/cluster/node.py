@@ -47,8 +47,8 @@ def kubelet_config() -> Json:
         # The machine's other processes are not the kubelet's to bound.
         "enforceNodeAllocatable": [],
         "failSwapOn": False,
-        # A fairly full disk is no reason to evict pods or to delete images built here.
-        "evictionHard": {"memory.available": "100Mi", "nodefs.available": "1%"},
+        # A full disk is no reason to evict pods or to delete images built here: no disk thresholds.
+        "evictionHard": {"memory.available": "100Mi"},
         "imageGCHighThresholdPercent": 100,
         "maxPods": MAX_PODS,
         "serializeImagePulls": False,
