@@ -397,6 +397,7 @@ class ObjectMeta(ApiModel):
     namespace: str
     uid: str
     generation: int = 1
+    creation_timestamp: str = ""
     deletion_timestamp: str | None = None
 
 

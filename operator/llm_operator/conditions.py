@@ -232,7 +232,12 @@ def _pods(count: int) -> str:
     return f"{count} pod" if count == 1 else f"{count} pods"
 
 
-def read_pods(bodies: Iterable[Body]) -> list[Pod]:
-    """The pods in `bodies` that count, oldest first: neither finished nor about to stop."""
-    found = [Pod.of(body) for body in bodies]
-    return sorted((pod for pod in found if pod.counts), key=lambda pod: (pod.created, pod.name))
+def read_pods(bodies: Iterable[Body], *, since: str) -> list[Pod]:
+    """The pods in `bodies` that count, oldest first: neither finished nor about to stop.
+
+    A pod older than its LLMDeployment, created at `since`, is left from a deleted one of the same
+    name, and will soon be gone too.
+    """
+    found = (Pod.of(body) for body in bodies)
+    counting = (pod for pod in found if pod.counts and pod.created >= since)
+    return sorted(counting, key=lambda pod: (pod.created, pod.name))

@@ -185,7 +185,7 @@ class Controller:
         observed = Observed(
             template=render.template_digest(manifest) if manifest else None,
             deployment=live if live and _owned(live, cr) else None,
-            pods=conditions.read_pods(self._cache.pods(key)),
+            pods=conditions.read_pods(self._cache.pods(key), since=cr.metadata.creation_timestamp),
             decision=plan.decision if plan else None,
             image=plan.image if plan else None,
             problem=problem,
@@ -259,10 +259,8 @@ def _occupied(live: Body, cr: LLMDeployment, resource: Resource) -> Problem | No
     owner = _controller(live)
     former = owner is not None and (owner["kind"], owner["name"]) == (api.KIND, cr.metadata.name)
     if not _owned(live, cr) and not former:
-        holder = f"{owner['kind']} {owner['name']}" if owner else "somebody else"
-        message = (
-            f"{what} exists and belongs to {holder}: delete it, or give the {api.KIND} another name"
-        )
+        whose = f"belongs to {owner['kind']} {owner['name']}" if owner else "has no owner"
+        message = f"{what} exists and {whose}: delete it, or give the {api.KIND} another name"
         return Problem(reasons.NAME_CONFLICT, message, stalled=True)
     if former and not _owned(live, cr):
         message = f"{what} of a deleted {api.KIND} of the same name is being removed"

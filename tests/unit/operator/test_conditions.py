@@ -276,4 +276,13 @@ def test_pods_are_read_oldest_first_without_those_that_stop(make_pod):
         make_pod("a", creationTimestamp="2026-01-03T00:00:00Z"),
         make_pod("c", creationTimestamp="2026-01-01T00:00:00Z", deletionTimestamp="x"),
     ]
-    assert [each.name for each in conditions.read_pods(bodies)] == ["b", "a"]
+    assert [each.name for each in conditions.read_pods(bodies, since="")] == ["b", "a"]
+
+
+def test_pods_of_a_deleted_namesake_do_not_count(make_pod):
+    bodies = [
+        make_pod("left", creationTimestamp="2026-01-01T00:00:00Z", ready=True),
+        make_pod("ours", creationTimestamp="2026-01-01T00:00:05Z"),
+    ]
+    found = conditions.read_pods(bodies, since="2026-01-01T00:00:05Z")
+    assert [each.name for each in found] == ["ours"]
