@@ -46,12 +46,13 @@ class Server:
             "LLM_PORT": str(self.port),
             **settings,
         }
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "llm_inference"],
-            env=environment,
-            stderr=log.open("wb"),
-            stdout=subprocess.DEVNULL,
-        )
+        with log.open("wb") as stderr:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "llm_inference"],
+                env=environment,
+                stderr=stderr,
+                stdout=subprocess.DEVNULL,
+            )
         self.client = httpx.Client(base_url=self.url, timeout=120)
 
     def wait(self, path="/readyz", seconds=START_SECONDS):

@@ -123,10 +123,13 @@ def test_what_exceeds_the_context_is_400_before_the_engine_sees_it(smollm2):
 
 
 def test_output_fills_the_context_to_the_last_token(smollm2):
-    tokens = 1024 - smollm2.complete("a", max_tokens=1).json()["usage"]["prompt_tokens"]
-    response = smollm2.complete("a", max_tokens=tokens, stop="\u2603 never")
+    prompt = "word " * 1000
+    room = 1024 - smollm2.complete(prompt, max_tokens=1).json()["usage"]["prompt_tokens"]
+    assert 0 < room < 30
+    assert smollm2.complete(prompt, max_tokens=room + 1).status_code == 400
+    response = smollm2.complete(prompt, max_tokens=room)
     assert response.status_code == 200
-    assert response.json()["usage"]["total_tokens"] <= 1024
+    assert response.json()["usage"]["total_tokens"] == 1024
 
 
 async def test_a_full_queue_is_429_with_retry_after(smollm2):

@@ -37,11 +37,13 @@ with without_compiler():
     from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
     from transformers import modeling_layers as _modeling_layers  # noqa: F401
     from transformers.generation import utils as _generation_utils  # noqa: F401
+    from transformers.utils import logging as transformers_logging
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 logger = logging.getLogger(__name__)
+transformers_logging.disable_progress_bar()
 
 # Share of the memory left beside the weights that the KV cache may grow into.
 _CACHE_SHARE = {"cpu": 0.5, "cuda": 0.85}

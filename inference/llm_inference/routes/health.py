@@ -3,24 +3,17 @@
 Knows how the server's state becomes a status code. Never waits for anything.
 """
 
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Response
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from llm_inference.health import Phase
+from llm_inference.routes.state import Server
 from llm_inference.serving import Serving
 
 router = APIRouter(tags=["operations"])
-
-
-def _serving(request: Request) -> Serving:
-    serving: Serving = request.app.state.serving
-    return serving
-
-
-Server = Annotated[Serving, Depends(_serving)]
 
 
 @router.get("/livez")

@@ -8,9 +8,9 @@ import asyncio
 import base64
 import struct
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Annotated, TypeVar
+from typing import TypeVar
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from llm_inference.engine.interface import (
@@ -25,6 +25,7 @@ from llm_inference.engine.interface import (
 )
 from llm_inference.errors import ApiError
 from llm_inference.routes.answers import ChatAnswer, TextAnswer, answer
+from llm_inference.routes.state import Server
 from llm_inference.schemas import (
     ChatCompletion,
     ChatCompletionRequest,
@@ -42,14 +43,6 @@ from llm_inference.serving import Serving
 
 router = APIRouter(prefix="/v1", tags=["openai"])
 T = TypeVar("T")
-
-
-def _serving(request: Request) -> Serving:
-    serving: Serving = request.app.state.serving
-    return serving
-
-
-Server = Annotated[Serving, Depends(_serving)]
 
 
 @router.post("/chat/completions", response_model=ChatCompletion)
