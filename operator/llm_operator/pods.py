@@ -137,14 +137,18 @@ def _last_words(ended: Body, budget: int | None) -> tuple[str, str]:
 
 
 def _running(pod: str, server: Body, status: Body) -> Diagnosis | None:
-    if "running" not in server.get("state", {}):
+    running = server.get("state", {}).get("running")
+    if running is None:
         return None
-    if server.get("started") is False:
+    ready = _condition(status, "Ready")
+    # Between the startup probe and the first readiness probe there is a moment of neither.
+    never_ready = ready.get("lastTransitionTime", "~") <= running.get("startedAt", "")
+    if server.get("started") is False or (never_ready and not server.get("ready")):
         return Diagnosis(reasons.MODEL_LOADING, f"pod {pod} loads the model")
     if server.get("ready"):
         # The kubelet last said ready; since then the node controller says not: no word from it.
         return Diagnosis(reasons.NODE_LOST, f"pod {pod}: its node does not answer", failure=True)
-    message = _condition(status, "Ready").get("message") or "the readiness probe fails"
+    message = ready.get("message") or "the readiness probe fails"
     return Diagnosis(reasons.NOT_READY, f"pod {pod}: {message}", failure=True)
 
 

@@ -127,10 +127,20 @@ def test_the_scheduler_is_quoted(make_pod):
     assert diagnosis.message == NOT_SCHEDULED[0]["message"]
 
 
-def test_a_started_server_that_is_not_ready_is_not_loading(make_pod):
-    container = {"started": True, "ready": False, "state": {"running": {}}}
-    diagnosis = Pod.of(make_pod(container=container)).diagnosis
-    assert diagnosis.reason == reasons.NOT_READY
+@pytest.mark.parametrize(
+    ("not_ready_since", "reason"),
+    [
+        ("2026-01-01T00:00:00Z", "ModelLoading"),  # before the first readiness probe
+        ("2026-01-01T00:09:00Z", "NotReady"),  # it was ready once
+    ],
+)
+def test_a_started_server_counts_as_loading_until_it_was_ready_once(
+    make_pod, not_ready_since, reason
+):
+    running = {"startedAt": "2026-01-01T00:00:01Z"}
+    body = make_pod(container={"started": True, "ready": False, "state": {"running": running}})
+    body["status"]["conditions"][0]["lastTransitionTime"] = not_ready_since
+    assert Pod.of(body).diagnosis.reason == reason
 
 
 def test_a_node_that_went_silent_is_told_from_a_server_that_is_not_ready(make_pod):
