@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import signal
 import subprocess
+import threading
 import time
 from pathlib import Path
 
@@ -39,10 +39,14 @@ def test_killed_in_the_middle_of_a_reconcile_it_converges(
     kubectl: Kubectl, operator: Kubectl, fake_nodes: None
 ):
     restarts = restart_count(operator)
-    kubectl.apply(*(llm_deployment(name, target="cpu", **ON_FAKE_NODES) for name in MANY[:10]))
-    time.sleep(random.uniform(0, 0.3))
+    manifests = [llm_deployment(name, target="cpu", **ON_FAKE_NODES) for name in MANY]
+    applying = threading.Thread(target=kubectl.apply, args=manifests)
+    applying.start()
+    # The first child is there, the last cannot be: the operator is at work.
+    eventually(lambda: kubectl.items("deployments"), within=30, every=0.01)
     kill_operator(operator)
-    kubectl.apply(*(llm_deployment(name, target="cpu", **ON_FAKE_NODES) for name in MANY[10:]))
+    applying.join()
+    assert len(kubectl.items("services")) < len(MANY), "it was done before it was killed"
     eventually(lambda: restart_count(operator) > restarts, within=60)
     eventually(lambda: everything_is_there(kubectl), within=90)
 
