@@ -13,6 +13,9 @@ from pathlib import Path
 import httpx
 import pytest
 
+# Before torch is imported here: the tests and the servers share the same processors.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 CHECKOUT = Path(__file__).resolve().parents[2]
