@@ -80,6 +80,27 @@ def kill_operator(operator: Kubectl) -> None:
     os.kill(pid, signal.SIGKILL)
 
 
+def test_a_restarted_operator_changes_nothing(
+    kubectl: Kubectl, operator: Kubectl, fake_nodes: None
+):
+    kubectl.apply(*(llm_deployment(name, target="cpu", **ON_FAKE_NODES) for name in MANY))
+    eventually(lambda: everything_is_there(kubectl), within=90)
+    before = versions(kubectl)
+    operator("rollout", "restart", "deployment/llm-operator")
+    operator("rollout", "status", "deployment/llm-operator", "--timeout=60s")
+    time.sleep(15)
+    assert versions(kubectl) == before
+
+
+def versions(kubectl: Kubectl) -> dict[str, str]:
+    """What changes with every write, whoever writes."""
+    listed = kubectl.items(f"{KIND},deployments,services,pods")
+    return {
+        f"{item['kind']}/{item['metadata']['name']}": item["metadata"]["resourceVersion"]
+        for item in listed
+    }
+
+
 def test_an_idle_operator_writes_nothing(kubectl: Kubectl, fake_nodes: None, audit_log: Path):
     kubectl.apply(*(llm_deployment(name, target="cpu", **ON_FAKE_NODES) for name in MANY))
     eventually(lambda: everything_is_there(kubectl), within=90)
