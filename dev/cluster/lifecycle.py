@@ -75,7 +75,7 @@ def start_runtime() -> None:
     runtime.start()
     if orphans:
         runtime.remove_containers()
-        runtime.prune_images()
+    runtime.prune_images()
 
 
 def start_kubernetes() -> None:

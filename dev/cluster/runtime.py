@@ -9,6 +9,7 @@ from .commands import succeeds
 from .processes import Component
 
 BUILD_CACHE_LIMIT = "30GB"
+FREE_SPACE = "10GB"  # the build cache shrinks to leave this much
 CONTAINERD_CONFIG = paths.CONFIG / "containerd.toml"
 BUILDKIT_CONFIG = paths.CONFIG / "buildkitd.toml"
 RUNC_ROOT = paths.RUN / "runc"
@@ -99,6 +100,7 @@ Root = "{RUNC_ROOT}"
 [[worker.containerd.gcpolicy]]
 all = true
 maxUsedSpace = "{BUILD_CACHE_LIMIT}"
+minFreeSpace = "{FREE_SPACE}"
 """
 
 

@@ -24,7 +24,9 @@ FOLDERS = (
     DEVICE_PLUGINS,
     DEVICE_PLUGINS.parent,
     FIFOS,
-    FIFOS.parent,
+    Path("/run/containerd/runc/k8s.io"),  # where `ctr run` keeps its containers
+    Path("/run/containerd/runc"),
+    Path("/run/containerd"),
 )
 
 

@@ -39,7 +39,9 @@ def test_containerd_and_buildkit_share_a_socket_and_a_namespace():
     assert worker["address"] == containerd["plugins"]["io.containerd.server.v1.grpc"]["address"]
     assert worker["namespace"] == "k8s.io"
     assert worker["networkMode"] == "host"
-    assert worker["gcpolicy"] == [{"all": True, "maxUsedSpace": "30GB"}]
+    assert worker["gcpolicy"] == [
+        {"all": True, "maxUsedSpace": "30GB", "minFreeSpace": "10GB"},
+    ]
 
 
 def test_the_image_store_outlives_down_and_the_runtime_state_does_not():
