@@ -1,0 +1,39 @@
+"""The documents name what the code has."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from llm_inference.metrics import Metrics
+from llm_inference.settings import PREFIX, Settings
+
+ROOT = Path(__file__).parents[3]
+
+
+def test_every_setting_of_the_server_is_documented_and_no_other():
+    documented = set(re.findall(r"`(LLM_[A-Z_]*[A-Z])`", (ROOT / "docs/server.md").read_text()))
+    assert documented == {PREFIX + name.upper() for name in Settings.model_fields}
+
+
+def test_every_metric_of_the_server_is_documented():
+    text = (ROOT / "docs/server.md").read_text()
+    exposed = re.findall(r"^# TYPE (\S+) (?!gauge_created)", Metrics("m").render().decode(), re.M)
+    missing = {name for name in exposed if f"`{name}`" not in text and "_created" not in name}
+    assert missing == set()
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/server.md", "docs/api.md"])
+def test_every_link_leads_somewhere(page: str):
+    links = re.findall(r"\]\(([^)#:]+)\)", (ROOT / page).read_text())
+    missing = [link for link in links if not ((ROOT / page).parent / link).exists()]
+    assert missing == []
+
+
+def test_every_make_target_in_the_readme_exists():
+    targets = re.findall(r"\bmake ([a-z][a-z0-9-]*)", (ROOT / "README.md").read_text())
+    makefile = (ROOT / "Makefile").read_text()
+    assert targets
+    assert [target for target in targets if not re.search(rf"\b{target}\b", makefile)] == []
