@@ -1,7 +1,8 @@
-"""Imports transformers' models without torch's compiler, which would take half of a cold start.
+"""Imports and loads models without torch's compiler, which would take half of a cold start.
 
 transformers names torch._dynamo while it is imported, for decorators that mark functions for a
-compiler and for one small class; importing it runs sympy and inductor for seconds. Inside
+compiler and for one small class, and torch does when layers are made on the meta device, where
+transformers makes them; importing it runs sympy and inductor for seconds. Inside
 `without_compiler` those decorators do nothing, that class comes from its own file, and
 transformers is told that flex attention is not there, which it supports. Afterwards everything is
 as it was, and `import torch._dynamo` gives the real one. If transformers asks for anything else,
@@ -37,8 +38,7 @@ def _unmarked(function: Callable[..., Any]) -> Callable[..., Any]:
 def _not_disabled(
     fn: Callable[..., Any] | None = None,
     recursive: bool = True,  # noqa: ARG001, FBT001, FBT002 - torch.compiler.disable's signature
-    *,
-    reason: str | None = None,  # noqa: ARG001
+    **_more: object,
 ) -> Callable[..., Any]:
     return _unmarked if fn is None else fn
 
@@ -50,6 +50,7 @@ class _CompilerPackage(ModuleType):
         super().__init__(_COMPILER)
         self.__path__ = [str(path)]
         self.allow_in_graph = self.assume_constant_result = _unmarked
+        self.disable = _not_disabled
 
     def __getattr__(self, name: str) -> object:
         if name.startswith("__"):
@@ -66,7 +67,7 @@ class _CompilerPackage(ModuleType):
 
 @contextmanager
 def without_compiler() -> Iterator[None]:
-    """Hold torch's compiler back from imports made inside."""
+    """Hold torch's compiler back from imports made and models loaded inside."""
     if _COMPILER in sys.modules:
         yield
         return

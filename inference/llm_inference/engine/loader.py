@@ -220,14 +220,15 @@ def _load_weights(directory: ModelDirectory, dtype: str, device: torch.device) -
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     config = AutoConfig.from_pretrained(directory.path, local_files_only=True)
     auto = AutoModelForCausalLM if directory.generates else AutoModel
-    model, report = auto.from_pretrained(
-        directory.path,
-        config=config,
-        dtype=dtype if dtype == "auto" else getattr(torch, dtype),
-        local_files_only=True,
-        use_safetensors=True,
-        output_loading_info=True,
-    )
+    with without_compiler():
+        model, report = auto.from_pretrained(
+            directory.path,
+            config=config,
+            dtype=dtype if dtype == "auto" else getattr(torch, dtype),
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
     # transformers would fill what is missing with random numbers and serve that.
     missing = sorted(name for name in report["missing_keys"] if not name.startswith("pooler."))
     if missing:
