@@ -28,6 +28,8 @@ SHAPE = {
     "pad_token_id": 0,
     "bos_token_id": 1,
     "eos_token_id": None,
+    # Tied, a random model repeats its last token whatever came before.
+    "tie_word_embeddings": False,
 }
 FAMILIES = {
     "llama": {},
