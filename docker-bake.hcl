@@ -46,6 +46,20 @@ variable "HF_ENDPOINT" {
   default = "https://huggingface.co"
 }
 
+variable "TORCH_CPU_INDEX" {
+  default = "https://download.pytorch.org/whl/cpu"
+}
+
+variable "PACKAGE_INDEX" {
+  default = ""
+  description = "A Python package index of your own; empty for the default one."
+}
+
+variable "CA_BUNDLE" {
+  default = ""
+  description = "A file of certificates that builds trust, and that no image keeps."
+}
+
 group "default" {
   targets = ["operator", "inference"]
 }
@@ -59,10 +73,11 @@ target "_common" {
   platforms = ["linux/amd64"]
   args = {
     BASE_IMAGE = BASE_IMAGE
+    PACKAGE_INDEX = PACKAGE_INDEX
     VERSION = VERSION
     REVISION = REVISION
   }
-  secret = ["id=hf_token,env=HF_TOKEN"]
+  secret = notequal(CA_BUNDLE, "") ? ["id=ca_bundle,src=${CA_BUNDLE}"] : []
   attest = ["type=provenance,mode=max", "type=sbom"]
 }
 
@@ -74,7 +89,9 @@ target "_model" {
     MODEL_REVISION = MODEL_REVISION
     MODEL_DTYPE = MODEL_DTYPE
     HF_ENDPOINT = HF_ENDPOINT
+    TORCH_CPU_INDEX = TORCH_CPU_INDEX
   }
+  secret = ["id=hf_token,env=HF_TOKEN"]
 }
 
 target "operator" {
