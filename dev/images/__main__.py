@@ -5,7 +5,7 @@ import sys
 import time
 from collections.abc import Sequence
 
-from dev.cluster import lifecycle
+from dev.cluster import lifecycle, runtime
 from dev.cluster.commands import ClusterError
 from dev.cluster.progress import say
 from dev.images import builder, catalog, sources
@@ -54,6 +54,7 @@ def build(images: list[catalog.Image]) -> None:
     with sources.opened(images) as opened:
         for image in images:
             builder.build(image, opened)
+    runtime.prune_images()  # what was replaced is gigabytes
     say(f"{len(images)} images in {time.monotonic() - began:.1f} s")
 
 
