@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV   := .venv
 
 .PHONY: help demo test test-lint test-unit test-server test-chart test-images test-e2e \
-        venv lint format crd lock up down status clean
+        venv lint format crd lock bench up down status clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,6 +32,9 @@ crd: venv ## Write the CRD from the models: deploy/crds and the chart's copy
 
 lock: venv ## Renew requirements/ from pyproject.toml
 	@$(PYTHON) -m dev.environment lock
+
+bench: venv ## Start-up and throughput beside a peer, as a table
+	@$(VENV)/bin/python -m bench.serving
 
 up: ## The development cluster
 	@$(PYTHON) -m dev.cluster up

@@ -25,7 +25,9 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "operator.txt": ("--group=operator", *IMAGE),
     "inference-cpu.txt": ("--group=inference", "--group=torch-cpu-needs", *IMAGE),
     "inference-gpu.txt": ("--group=inference", "--group=torch", *IMAGE),
+    "build.txt": ("--group=build", *IMAGE),
     "model.txt": ("--group=model", *IMAGE),
+    "bench.txt": ("--group=bench", "--no-deps", "--universal", "--python-version=3.11"),
     "dev.txt": ("--group=dev", "--universal", "--python-version=3.11"),
 }
 
@@ -51,11 +53,9 @@ def prepare() -> None:
 
 
 def install(*arguments: str) -> None:
-    """`uv pip install` into `.venv`."""
-    subprocess.run(
-        [UV, "pip", "install", "--quiet", f"--python={VENV / 'bin' / 'python'}", *arguments],
-        check=True,
-    )
+    """`uv pip install` into `.venv`, compiled: torch and transformers start in half the time."""
+    options = ("--quiet", "--compile-bytecode", f"--python={VENV / 'bin' / 'python'}")
+    subprocess.run([UV, "pip", "install", *options, *arguments], check=True)
 
 
 def lock() -> None:

@@ -85,8 +85,8 @@ def install_torch(python: str) -> None:
         asked = subprocess.run([python, "-c", asks], capture_output=True, text=True, check=True)
         source = [str(torch_wheel.ensure(asked.stdout.strip()))]
     with step(f"install torch {version}+cpu for {python}"):
-        command = [python, "-m", "uv", "pip", "install", "--quiet", f"--python={python}"]
-        subprocess.run([*command, "--no-deps", *source], check=True)
+        options = ("--quiet", "--compile-bytecode", f"--python={python}", "--no-deps")
+        subprocess.run([python, "-m", "uv", "pip", "install", *options, *source], check=True)
 
 
 def serve(chosen: argparse.Namespace) -> None:
