@@ -11,8 +11,10 @@ import sys
 # As a container's first process, a signal without a handler would be lost, and imports take time.
 signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
 
-# Must be set before torch loads OpenMP. A decode step joins its threads hundreds of times; where
-# other processes want the same processors, threads that spin while they wait make it 10x slower.
+# Must be set before torch loads OpenMP. A decode step joins its threads hundreds of times, and by
+# default they spin while they wait. Measured with SmolLM2 on 2 cores: not spinning costs a step
+# roughly a quarter or more on idle processors and makes it 1.4 to 6 times shorter at the median
+# where others want the same ones. A pod shares its node, so the default is not to spin.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 BAD_SETTING, LOAD_FAILED = 2, 3
