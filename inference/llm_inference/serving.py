@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from llm_inference.engine.directory import ModelLoadError, inspect
+from llm_inference.engine.directory import ModelLoadError, inspect, name_of
 from llm_inference.engine.interface import Engine, Observer
 from llm_inference.health import Health, Phase
 from llm_inference.metrics import Metrics
@@ -38,8 +38,8 @@ class Serving:
         self.settings = settings
         self.health = health
         self.engine: Engine | None = None
-        self.model_name = settings.served_name or settings.model_id or settings.model_dir.name
-        self.model_root = settings.model_id or self.model_name
+        self.model_root = settings.model_id or name_of(settings.model_dir)
+        self.model_name = settings.served_name or self.model_root
         self.created = int(time.time())
         self.metrics = Metrics(self.model_name)
         self.metrics.startup_seconds = health.startup_seconds

@@ -49,7 +49,9 @@ def _fetch(chosen: argparse.Namespace) -> str:
 
     began = time.monotonic()
     revision = fetch(chosen.id, chosen.revision, chosen.directory, chosen.scratch)
-    size = manifest.write(chosen.directory, model_id=chosen.id, revision=revision)
+    size = manifest.write(
+        chosen.directory, model_id=chosen.id, requested=chosen.revision, revision=revision
+    )
     _settle(chosen.directory)
     seconds = time.monotonic() - began
     return f"{chosen.id} at {revision}: {size / 1e6:.0f} MB in {seconds:.1f} s"

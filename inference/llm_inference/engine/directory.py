@@ -59,10 +59,19 @@ def inspect(
     return ModelDirectory(
         path=path,
         model_id=model_id or manifest.get("id") or config.get("_name_or_path") or path.name,
-        revision=revision or manifest.get("revision"),
+        revision=manifest.get("revision") or revision,
         config=config,
         generates=generates and task != "embed",
     )
+
+
+def name_of(path: Path) -> str:
+    """What the directory itself says it holds: the manifest's id, else its own name."""
+    try:
+        manifest = _read_json(path / "manifest.json", required=False)
+    except ModelLoadError:  # told when the model is loaded
+        manifest = {}
+    return str(manifest.get("id") or path.name)
 
 
 def _architecture(config: dict[str, Any]) -> str:
@@ -76,7 +85,8 @@ def _check_manifest(
     if model_id and held and held != model_id:
         raise ModelLoadError(f"LLM_MODEL_ID is {model_id}, but the model directory holds {held}")
     held = manifest.get("revision")
-    if revision and held and held != revision:
+    # A branch or tag is met by the commit that it was when the directory was made.
+    if revision and held and revision not in (held, manifest.get("requested")):
         raise ModelLoadError(
             f"LLM_MODEL_REVISION is {revision}, but the model directory holds revision {held}"
         )

@@ -4,14 +4,14 @@ import json
 
 import pytest
 
-from llm_inference.engine.directory import ModelLoadError, inspect
+from llm_inference.engine.directory import ModelLoadError, inspect, name_of
 
 
 @pytest.fixture
 def model(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"architectures": ["LlamaForCausalLM"]}))
     (tmp_path / "model.safetensors").write_bytes(b"")
-    manifest = {"id": "org/model", "revision": "abc", "files": []}
+    manifest = {"id": "org/model", "requested": "main", "revision": "abc", "files": []}
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
     return tmp_path
 
@@ -28,6 +28,16 @@ def test_a_whole_directory_passes(model):
 def test_the_manifest_says_what_nobody_asked_for(model):
     directory = inspect(model)
     assert (directory.model_id, directory.revision) == ("org/model", "abc")
+
+
+def test_a_branch_is_met_by_the_commit_it_was(model):
+    assert inspect(model, revision="main").revision == "abc"
+
+
+def test_a_directory_is_named_by_its_manifest_else_by_itself(model):
+    assert name_of(model) == "org/model"
+    (model / "manifest.json").write_text("{")
+    assert name_of(model) == model.name
 
 
 def test_a_mounted_directory_needs_no_manifest(model):
