@@ -31,8 +31,8 @@ def startupz(kubectl: Kubectl, pod: str) -> dict:
 
 
 def test_a_slow_load_is_not_killed_gets_no_traffic_and_is_ready_when_it_serves(kubectl: Kubectl):
-    # A fifth of a core makes a real load take the better part of a minute.
-    slow = {"limits": {"cpu": "200m", "memory": "2Gi"}, "requests": {"cpu": "100m"}}
+    # An eighth of a core makes a real load take the better part of a minute.
+    slow = {"limits": {"cpu": "125m", "memory": "2Gi"}, "requests": {"cpu": "100m"}}
     probes = {"livenessPeriodSeconds": 2}
     kubectl.apply(llm_deployment("slow", target="cpu", resources=slow, probes=probes))
     pod = eventually(lambda: kubectl.pods_of("slow"), within=30)[0]["metadata"]["name"]
