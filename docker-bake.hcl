@@ -1,6 +1,8 @@
-# Every image, for a registry: `REGISTRY=ghcr.io/me TAG=1.0 docker buildx bake --push`.
+# Every image, for a registry, with a model:
+#   REGISTRY=ghcr.io/me TAG=smollm2 MODEL_ID=HuggingFaceTB/SmolLM2-135M-Instruct \
+#     docker buildx bake --push
 #
-# One model: `MODEL_ID=org/name MODEL_REVISION=<40 hex digits> docker buildx bake inference`.
+# One model more: `MODEL_ID=org/name MODEL_REVISION=<40 hex digits> docker buildx bake inference`.
 # Without MODEL_ID the images hold no model; they serve one that is mounted or downloaded.
 
 variable "REGISTRY" {
@@ -14,7 +16,7 @@ variable "TAG" {
 }
 
 variable "VERSION" {
-  default = "dev"
+  default = "0.1.0"
   description = "The version that the images' labels state, and the operator's tag."
 }
 

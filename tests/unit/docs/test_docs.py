@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 
+from llm_inference import __version__
 from llm_inference.metrics import Metrics
 from llm_inference.settings import PREFIX, Settings
 
@@ -37,3 +40,12 @@ def test_every_make_target_in_the_readme_exists():
     makefile = (ROOT / "Makefile").read_text()
     assert targets
     assert [target for target in targets if not re.search(rf"\b{target}\b", makefile)] == []
+
+
+def test_there_is_one_version():
+    chart = yaml.safe_load((ROOT / "deploy/helm/llm-operator/Chart.yaml").read_text())
+    bake = (ROOT / "docker-bake.hcl").read_text()
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    baked = re.search(r'variable "VERSION" {\s+default = "([^"]+)"', bake)
+    assert baked is not None
+    assert {project} == {chart["version"], chart["appVersion"], __version__, baked[1]}
