@@ -16,6 +16,7 @@ import logging
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -27,6 +28,8 @@ import transformers.utils.import_utils
 logger = logging.getLogger(__name__)
 
 _COMPILER = "torch._dynamo"
+# transformers imports these where they are installed, and they import the compiler themselves.
+_USERS_OF_THE_COMPILER = ("torchvision",)
 _HAS_FLEX = "is_torch_flex_attn_available"
 
 
@@ -68,7 +71,7 @@ class _CompilerPackage(ModuleType):
 @contextmanager
 def without_compiler() -> Iterator[None]:
     """Hold torch's compiler back from imports made and models loaded inside."""
-    if _COMPILER in sys.modules:
+    if _COMPILER in sys.modules or any(map(find_spec, _USERS_OF_THE_COMPILER)):
         yield
         return
     package = _CompilerPackage(Path(torch.__file__).parent / "_dynamo")

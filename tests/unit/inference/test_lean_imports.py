@@ -73,3 +73,17 @@ def test_whatever_else_is_asked_of_the_compiler_meanwhile_is_the_real_thing():
         "print(callable(torch._dynamo.reset))\n"
     )
     assert run(code) == ["True", "True"]
+
+
+def test_a_package_that_imports_the_compiler_itself_gets_the_real_one(tmp_path, monkeypatch):
+    package = tmp_path / "torchvision"
+    package.mkdir()
+    (package / "__init__.py").write_text("from torch._dynamo.utils import is_compile_supported\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    code = (
+        "from llm_inference.engine.lean_imports import without_compiler\n"
+        "with without_compiler():\n"
+        "    import torchvision\n"
+        "print(callable(torchvision.is_compile_supported))"
+    )
+    assert run(code) == ["True"]
