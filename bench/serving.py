@@ -177,7 +177,7 @@ async def measure(server: Server, figures: Figures) -> None:
 
 def table(results: dict[str, Figures]) -> str:
     """The medians in Markdown."""
-    head = ["server", "start to first token"] + [f"{n} streams, tok/s" for n in STREAMS]
+    head = ["server", "start to first token"] + [f"{n} at once, tok/s" for n in STREAMS]
     lines = [" | ".join(head), " | ".join("---" for _ in head)]
     for name, figures in results.items():
         cells = [name, f"{statistics.median(figures.first_answer):.1f} s"]
