@@ -85,11 +85,24 @@ def test_a_restarted_operator_changes_nothing(
 ):
     kubectl.apply(*(llm_deployment(name, target="cpu", **ON_FAKE_NODES) for name in MANY))
     eventually(lambda: everything_is_there(kubectl), within=90)
-    before = versions(kubectl)
+    before = settled_versions(kubectl)
     operator("rollout", "restart", "deployment/llm-operator")
     operator("rollout", "status", "deployment/llm-operator", "--timeout=60s")
     time.sleep(15)
     assert versions(kubectl) == before
+
+
+def settled_versions(kubectl: Kubectl) -> dict[str, str]:
+    """The versions once Kubernetes' own controllers have written their last word."""
+
+    def unchanged() -> dict[str, str]:
+        before = versions(kubectl)
+        time.sleep(5)
+        after = versions(kubectl)
+        assert after == before
+        return after
+
+    return eventually(unchanged, within=60)
 
 
 def versions(kubectl: Kubectl) -> dict[str, str]:
