@@ -194,6 +194,7 @@ def main() -> None:
     results = {server.name: Figures() for server in SERVERS}
     environment.prepare()
     environment.install("--no-deps", "--require-hashes", f"--requirements={LOCK}")
+    subprocess.run([sys.executable, "-m", "dev.stand_ins", "models"], check=True)
     for _ in range(rounds):
         for server in SERVERS:
             asyncio.run(measure(server, results[server.name]))

@@ -33,19 +33,21 @@ GROUPS: dict[str, tuple[str, ...]] = {
 
 
 def prepare() -> None:
-    """Make `.venv` hold exactly the locked packages and the CPU build of torch.
+    """Make `.venv` hold the locked packages and the CPU build of torch.
 
     Raises:
         subprocess.CalledProcessError: A package could not be installed; pip's output says why.
     """
-    wanted = hashlib.sha256((LOCKS / "dev.txt").read_bytes()).hexdigest()
+    locks = ("dev.txt", "torch-cpu.txt")
+    wanted = hashlib.sha256(b"".join((LOCKS / name).read_bytes() for name in locks)).hexdigest()
     if STAMP.exists() and STAMP.read_text() == wanted:
         return
     began = time.monotonic()
     print("environment: .venv from requirements/dev.txt", flush=True)
     if not UV.exists():
         subprocess.run([sys.executable, "-m", "venv", VENV], check=True)
-        subprocess.run([VENV / "bin" / "pip", "install", "--quiet", "uv"], check=True)
+        pinned = ("--require-hashes", "--requirement", LOCKS / "build.txt")
+        subprocess.run([VENV / "bin" / "pip", "install", "--quiet", *pinned], check=True)
     install("--require-hashes", "--requirements", str(LOCKS / "dev.txt"))
     subprocess.run([sys.executable, "-m", "dev.stand_ins", "torch"], cwd=ROOT, check=True)
     STAMP.write_text(wanted)
