@@ -36,7 +36,8 @@ def test_every_link_leads_somewhere(page: str):
 
 
 def test_every_make_target_in_the_readme_exists():
-    commands = re.findall(r"(?m)(?:^|`)make ([a-z0-9 -]*[a-z0-9])", (ROOT / "README.md").read_text())
+    readme = (ROOT / "README.md").read_text()
+    commands = re.findall(r"(?m)(?:^|`)make ([a-z0-9 -]*[a-z0-9])", readme)
     named = {word for command in commands for word in command.split()}
     rules = re.findall(r"(?m)^([a-z0-9 -]+):(?!=)", (ROOT / "Makefile").read_text())
     targets = {word for rule in rules for word in rule.split()}
