@@ -81,14 +81,19 @@ class Kube:
         self._client = client
 
     @classmethod
-    async def connect(cls) -> Self:
-        """Connect as the pod's service account, or as KUBECONFIG says outside of a cluster."""
+    async def connect(cls, *traces: aiohttp.TraceConfig) -> Self:
+        """Connect as the pod's service account, or as KUBECONFIG says outside of a cluster.
+
+        Args:
+            traces: What looks on at every request.
+        """
         configuration = Configuration()
         if "KUBECONFIG" not in os.environ and "KUBERNETES_SERVICE_HOST" in os.environ:
             config.load_incluster_config(client_configuration=configuration)
         else:
             await config.load_kube_config(client_configuration=configuration)
         configuration.connection_pool_maxsize = _CONNECTIONS
+        configuration.trace_configs = list(traces)
         return cls(ApiClient(configuration))
 
     async def close(self) -> None:
@@ -168,6 +173,17 @@ class Kube:
             ApiError: the API server refused.
         """
         return await self._request("POST", resource.path(body["metadata"]["namespace"]), body=body)
+
+    async def replace(self, resource: Resource, body: Mapping[str, Any]) -> Body:
+        """Replace an object, and return it as it is now.
+
+        Raises:
+            ApiError: the API server refused. A version in the metadata that is not the current one
+                is a conflict.
+        """
+        metadata = body["metadata"]
+        path = resource.path(metadata["namespace"], metadata["name"])
+        return await self._request("PUT", path, body=body)
 
     async def wait_until_served(self, api_version: str, *, interval: float = 2) -> None:
         """Wait until the API server knows the group and version: its CRD is there."""

@@ -6,10 +6,10 @@ never told. Knows which objects are the operator's; what is done about them is t
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from llm_operator import render
-from llm_operator.cache import Cache, Key
+from llm_operator.cache import Body, Cache, Key
 from llm_operator.kube import (
     DEPLOYMENT,
     LLM_DEPLOYMENT,
@@ -40,15 +40,23 @@ class Resync:
         cache: What is kept true.
         add: Called for each LLMDeployment to look at.
         settings: Namespaces, whether nodes may be listed, and how often.
+        listed: Called with every list: the kind, the namespace or empty for all, the objects.
     """
 
     def __init__(
-        self, *, kube: Kube, cache: Cache, add: Callable[[Key], None], settings: Settings
+        self,
+        *,
+        kube: Kube,
+        cache: Cache,
+        add: Callable[[Key], None],
+        settings: Settings,
+        listed: Callable[[Resource, str, Sequence[Body]], None] = lambda *_: None,
     ) -> None:
         self._kube = kube
         self._cache = cache
         self._add = add
         self._settings = settings
+        self._listed = listed
 
     async def first(self) -> None:
         """List everything for the first time: without that nothing can be decided."""
@@ -97,4 +105,5 @@ class Resync:
         for namespace in namespaces:
             bodies, version = await self._kube.list_all(resource, namespace, selector=selector)
             concerned |= self._cache.replace(resource, namespace, bodies, version)
+            self._listed(resource, namespace, bodies)
         return concerned
