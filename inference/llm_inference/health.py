@@ -28,6 +28,8 @@ class Phase(StrEnum):
 
 
 _STARTUP = (Phase.IMPORTING, Phase.LOADING, Phase.WARMING)
+# What has been reached when a phase of start-up is over.
+_REACHED = {Phase.LOADING: "weights_loaded", Phase.WARMING: "warmed_up"}
 _ALLOWED = {
     Phase.IMPORTING: {Phase.LOADING, Phase.DRAINING, Phase.FAILED},
     Phase.LOADING: {Phase.WARMING, Phase.DRAINING, Phase.FAILED},
@@ -45,6 +47,7 @@ class Health:
         model: id and revision to report, as far as known.
         started_at: `clock()` at which the process started.
         clock: seconds, monotonic.
+        wall_clock: seconds since 1970.
     """
 
     def __init__(
@@ -54,10 +57,13 @@ class Health:
         revision: str | None = None,
         started_at: float | None = None,
         clock: Callable[[], float] = time.monotonic,
+        wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self._clock = clock
         self._lock = threading.Lock()
         self._started_at = clock() if started_at is None else started_at
+        self._started_at_wall = wall_clock() - (clock() - self._started_at)
+        self._timeline: dict[str, float] = {}
         self._phase = Phase.IMPORTING
         self._phase_since = self._started_at
         self._seconds: dict[Phase, float] = {}
@@ -95,8 +101,15 @@ class Health:
                 return False
             now = self._clock()
             self._seconds[self._phase] = now - self._phase_since
+            if phase not in (Phase.DRAINING, Phase.FAILED) and self._phase in _REACHED:
+                self._timeline[_REACHED[self._phase]] = now - self._started_at
             self._phase, self._phase_since = phase, now
             return True
+
+    def answers(self) -> None:
+        """Note that HTTP is answered from now on."""
+        with self._lock:
+            self._timeline.setdefault("process_up", self._clock() - self._started_at)
 
     def fail(self, reason: str) -> None:
         """Note why the server cannot go on; the first reason stays."""
@@ -117,9 +130,18 @@ class Health:
             return {p.value: self._seconds[p] for p in _STARTUP if p in self._seconds}
 
     def report(self) -> dict[str, Any]:
-        """The body of /startupz; every number is in seconds."""
+        """The body of /startupz.
+
+        Every number is in seconds, but for the device's. `started_at` counts from 1970;
+        `timeline` says after how many seconds from there something was reached, and holds
+        nothing that has not been.
+        """
         now = self._clock()
+        with self._lock:
+            timeline = dict(self._timeline)
         return {
+            "started_at": round(self._started_at_wall, 3),
+            "timeline": {name: round(seconds, 3) for name, seconds in timeline.items()},
             "phase": self._phase.value,
             "phaseSeconds": round(now - self._phase_since, 3),
             "elapsedSeconds": round(now - self._started_at, 3),

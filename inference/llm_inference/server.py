@@ -30,6 +30,11 @@ class Server(uvicorn.Server):
         self._loop = asyncio.get_running_loop()
         self._draining: asyncio.Task[None] | None = None
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Called by uvicorn; afterwards it answers."""
+        await super().startup(sockets)
+        self._serving.health.answers()
+
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002
         """Called by uvicorn on SIGTERM and SIGINT, between two instructions of the loop."""
         self._loop.call_soon_threadsafe(self._drain)

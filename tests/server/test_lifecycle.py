@@ -31,14 +31,19 @@ def copy_of_smollm2(tmp_path, smollm2_dir):
     return directory
 
 
-def test_the_life_of_a_server(start, smollm2_dir):
-    """One server, from its first answer to the drained end of its last stream."""
+def test_start_up_is_told_until_it_serves(start, smollm2_dir):
+    began = time.time()
     server = start(**smollm2_settings(smollm2_dir, LLM_MODEL_REVISION="r1"))
     assert server.wait_for_http().status_code == 200
     startup = server.client.get("/startupz")
     assert startup.status_code == 503
     assert startup.json()["phase"] in ("importing", "loading", "warming")
     assert startup.json()["device"] is None
+    answered = time.time()
+    # The kernel counts the start of a process in hundredths of a second.
+    assert began - 0.1 <= startup.json()["started_at"] <= answered
+    assert 0 < startup.json()["timeline"]["process_up"] <= answered - began + 0.1
+    assert "warmed_up" not in startup.json()["timeline"]
     for path in ("/readyz", "/health"):
         assert server.client.get(path).status_code == 503
     early = server.chat()
@@ -54,6 +59,13 @@ def test_the_life_of_a_server(start, smollm2_dir):
     assert report["model"] == {"id": SMOLLM2, "revision": "r1"}
     assert report["device"]["type"] == "cpu"
     assert report["device"]["dtype"] == "bfloat16"
+    assert report["device"]["threads"] >= 1
+    assert report["device"]["memory_bytes"] > (smollm2_dir / "model.safetensors").stat().st_size
+    assert report["started_at"] == startup.json()["started_at"]
+    timeline = report["timeline"]
+    assert list(timeline) == ["process_up", "weights_loaded", "warmed_up"]
+    assert list(timeline.values()) == sorted(timeline.values())
+    assert timeline["warmed_up"] == pytest.approx(sum(report["phases"].values()), abs=0.01)
     assert report["error"] is None
     for path in ("/livez", "/readyz", "/health"):
         assert server.client.get(path).status_code == 200
@@ -61,6 +73,9 @@ def test_the_life_of_a_server(start, smollm2_dir):
     assert server.metric("llm_startup_phase_seconds", phase="loading") > 0
     assert "Paris" in server.chat().json()["choices"][0]["message"]["content"]
 
+
+def test_a_stream_outlives_sigterm(start, smollm2_dir):
+    server = start(**smollm2_settings(smollm2_dir)).wait()
     ask = {
         "model": SMOLLM2,
         "prompt": "Once upon a time",

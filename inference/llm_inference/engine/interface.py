@@ -110,11 +110,20 @@ class Load:
 
 @dataclass(frozen=True, kw_only=True)
 class DeviceReport:
-    """What the model runs on: `type` is cpu or cuda, `threads` are torch's intra-op threads."""
+    """What the model runs on.
+
+    Attributes:
+        type: cpu or cuda.
+        name: the processor's or the card's own.
+        dtype: type that is computed in.
+        memory_bytes: the card's memory; on cpu what this container may use.
+        threads: torch's intra-op threads.
+    """
 
     type: str
     name: str
     dtype: str
+    memory_bytes: int
     threads: int
 
 

@@ -104,6 +104,7 @@ def load_model(
             type=device.type,
             name=_device_name(device),
             dtype=str(model.dtype).removeprefix("torch."),
+            memory_bytes=_device_memory(device),
             threads=threads,
         ),
     )
@@ -198,6 +199,12 @@ def _pick_device(wanted: str) -> torch.device:
     if not usable:
         logger.info("no CUDA device can be used here: the model runs on the cpu")
     return torch.device("cuda" if usable else "cpu")
+
+
+def _device_memory(device: torch.device) -> int:
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    return machine.total_memory()
 
 
 def _device_name(device: torch.device) -> str:

@@ -21,9 +21,16 @@ def processors(root: Path = _CGROUP) -> int:
 
 def available_memory(root: Path = _CGROUP, meminfo: Path = Path("/proc/meminfo")) -> int:
     """Bytes that can still be allocated: what the machine has free, capped by the cgroup."""
-    free = _meminfo_available(meminfo)
+    free = _meminfo(meminfo, "MemAvailable")
     limit, used = _memory_limit(root)
     return free if limit is None else max(0, min(free, limit - used))
+
+
+def total_memory(root: Path = _CGROUP, meminfo: Path = Path("/proc/meminfo")) -> int:
+    """Bytes of memory this process may use at most: the machine's, capped by the cgroup."""
+    total = _meminfo(meminfo, "MemTotal")
+    limit, _ = _memory_limit(root)
+    return total if limit is None else min(total, limit)
 
 
 def _processor_quota(root: Path) -> float | None:
@@ -64,11 +71,11 @@ def _reclaimable(stat: str) -> int:
     return sum(int(values.get(name, 0)) for name in names)
 
 
-def _meminfo_available(meminfo: Path) -> int:
+def _meminfo(meminfo: Path, name: str) -> int:
     for line in meminfo.read_text(encoding="ascii").splitlines():
-        if line.startswith("MemAvailable:"):
+        if line.startswith(f"{name}:"):
             return int(line.split()[1]) * 1024
-    raise OSError(f"{meminfo} does not say MemAvailable")
+    raise OSError(f"{meminfo} does not say {name}")
 
 
 def _read(path: Path) -> str | None:

@@ -23,7 +23,9 @@ def clock():
 
 @pytest.fixture
 def health(clock):
-    return Health(model_id="org/model", started_at=98.0, clock=clock)
+    return Health(
+        model_id="org/model", started_at=98.0, clock=clock, wall_clock=lambda: 1_700_000_002.0
+    )
 
 
 def advance(health, clock, *steps):
@@ -40,6 +42,28 @@ def test_start_up_is_measured_by_phase_from_the_start_of_the_process(health, clo
     assert report["phase"] == "serving"
     assert report["phaseSeconds"] == 10
     assert report["elapsedSeconds"] == 15.5
+
+
+def test_the_timeline_counts_from_the_start_of_the_process(health, clock):
+    assert health.report()["started_at"] == 1_700_000_000
+    assert health.report()["timeline"] == {}
+    clock.now += 0.25
+    health.answers()
+    advance(health, clock, (Phase.LOADING, 1), (Phase.WARMING, 2))
+    assert health.report()["timeline"] == {"process_up": 2.25, "weights_loaded": 5.25}
+    advance(health, clock, (Phase.SERVING, 0.5), (Phase.DRAINING, 5))
+    assert health.report()["timeline"] == {
+        "process_up": 2.25,
+        "weights_loaded": 5.25,
+        "warmed_up": 5.75,
+    }
+    assert health.report()["started_at"] == 1_700_000_000
+
+
+@pytest.mark.parametrize("end", [Phase.DRAINING, Phase.FAILED])
+def test_what_is_broken_off_has_not_been_reached(health, clock, end):
+    advance(health, clock, (Phase.LOADING, 1), (end, 1))
+    assert health.report()["timeline"] == {}
 
 
 def test_only_serving_is_ready(health, clock):
@@ -71,7 +95,9 @@ def test_the_first_failure_stays(health):
 
 
 def test_the_report_says_what_is_served_and_on_what(health):
-    device = DeviceReport(type="cpu", name="some cpu", dtype="bfloat16", threads=2)
+    device = DeviceReport(
+        type="cpu", name="some cpu", dtype="bfloat16", memory_bytes=4 << 30, threads=2
+    )
     health.name_model("org/model", "abc")
     health.describe_device(device)
     report = health.report()
@@ -80,6 +106,7 @@ def test_the_report_says_what_is_served_and_on_what(health):
         "type": "cpu",
         "name": "some cpu",
         "dtype": "bfloat16",
+        "memory_bytes": 4 << 30,
         "threads": 2,
     }
 

@@ -69,3 +69,17 @@ def test_available_memory(tmp_path, files, expected):
     meminfo = tmp_path / "meminfo"
     meminfo.write_text(MEMINFO)
     assert machine.available_memory(named(tmp_path, files), meminfo) == expected
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({}, 1000 * 1024),
+        ({"memory.max": "max", "memory.current": "5"}, 1000 * 1024),
+        ({"memory.max": "5000", "memory.current": "3000"}, 5000),
+        ({"memory.max": "5000000", "memory.current": "3000"}, 1000 * 1024),
+    ],
+)
+def test_total_memory(tmp_path, files, expected):
+    (meminfo := tmp_path / "meminfo").write_text(MEMINFO)
+    assert machine.total_memory(named(tmp_path, files), meminfo) == expected
