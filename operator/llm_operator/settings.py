@@ -13,6 +13,8 @@ from llm_operator.fields import LocalReference, PullPolicy
 
 PREFIX = "LLM_OPERATOR_"
 
+_NAME = "^[a-z0-9]([-.a-z0-9]*[a-z0-9])?$"
+
 
 class SettingsError(ValueError):
     """A setting is wrong. The message is one sentence for the person who starts the operator."""
@@ -30,6 +32,16 @@ def _words(value: object) -> object:
 def _references(value: object) -> object:
     """Names separated by commas as references to objects."""
     return tuple({"name": word} for word in _split(value)) if isinstance(value, str) else value
+
+
+def _json(value: object) -> object:
+    """A variable that holds a JSON object as that object; nothing if it is empty."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value or "{}")
+    except ValueError as error:
+        raise ValueError(f"this is not JSON: {error}") from None
 
 
 def _nothing_if_empty(value: object) -> object:
@@ -64,6 +76,18 @@ class Settings(BaseModel):
     """Namespaces to serve, separated by commas. All if empty."""
     watch_nodes: bool = True
     """Whether target auto may look at nodes. Without it auto means cpu unless gpu is set."""
+    roll_on_config_change: bool = True
+    """Whether to read the Secrets and ConfigMaps of pods, to replace the pods when they change."""
+    hardware_profiles: Annotated[dict[str, Any], BeforeValidator(_json)] = {}
+    """Named profiles that LLMDeployments may choose: a JSON object, name to profile."""
+    standalone: bool = False
+    """Act without asking: nobody else runs. Without it operators choose a leader by a Lease."""
+    lease_name: Annotated[str, Field(pattern=_NAME, max_length=253)] = "llm-operator"
+    """Name of the Lease."""
+    namespace: Annotated[str, Field(pattern=f"^$|{_NAME}", max_length=63)] = ""
+    """The operator's own namespace, where the Lease is."""
+    pod_name: str = ""
+    """Name of the operator's pod. A restarted process of the same pod leads again at once."""
     resync_seconds: Annotated[float, Field(ge=1)] = 300
     """Time between two reconciles of an object to which nothing happened."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
@@ -71,7 +95,7 @@ class Settings(BaseModel):
     log_format: Literal["text", "json"] = "text"
     """Form of log messages."""
     health_port: Annotated[int, Field(ge=1, le=65535)] = 8080
-    """Port of /healthz."""
+    """Port of /healthz, /readyz and /metrics."""
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> Self:
@@ -97,10 +121,29 @@ class Settings(BaseModel):
         except ValidationError as error:
             raise SettingsError(_sentence(error)) from None
 
+    def lease_namespace(self) -> str:
+        """Where the Lease is.
+
+        Raises:
+            SettingsError: that is not said.
+        """
+        if not self.namespace:
+            raise SettingsError(
+                f"{PREFIX}NAMESPACE is not set: name the operator's own namespace, where the Lease"
+                f" is kept, or set {PREFIX}STANDALONE=true if no other operator runs"
+            )
+        return self.namespace
+
 
 def _sentence(error: ValidationError) -> str:
     first = error.errors(include_url=False)[0]
-    name = PREFIX + "_".join(str(part) for part in first["loc"]).upper()
-    if first["type"] == "extra_forbidden":
+    field, *inside = [str(part) for part in first["loc"]]
+    message = first["msg"].removeprefix("Value error, ")
+    if field == "runtime_image" and inside:
+        field, inside = f"{field}_{inside[0]}", inside[1:]
+    name = PREFIX + field.upper()
+    if first["type"] == "extra_forbidden" and not inside:
         return f"{name} is not a setting of the operator: remove it or mend its name"
-    return f"{name}={json.dumps(first['input'], default=str)}: {first['msg']}"
+    if inside:
+        return f"{name}: {'.'.join(inside)}: {message}"
+    return f"{name}={json.dumps(first['input'], default=str)}: {message}"

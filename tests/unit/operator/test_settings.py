@@ -21,6 +21,12 @@ def test_every_setting_is_read():
             "LLM_OPERATOR_LOG_LEVEL": "debug",
             "LLM_OPERATOR_LOG_FORMAT": "json",
             "LLM_OPERATOR_HEALTH_PORT": "9000",
+            "LLM_OPERATOR_ROLL_ON_CONFIG_CHANGE": "false",
+            "LLM_OPERATOR_HARDWARE_PROFILES": "",
+            "LLM_OPERATOR_STANDALONE": "true",
+            "LLM_OPERATOR_LEASE_NAME": "other",
+            "LLM_OPERATOR_NAMESPACE": "system",
+            "LLM_OPERATOR_POD_NAME": "llm-operator-0",
         }
     )
     image = settings.runtime_image
@@ -36,6 +42,11 @@ def test_every_setting_is_read():
     assert settings.resync_seconds == 60
     assert (settings.log_level, settings.log_format) == ("debug", "json")
     assert settings.health_port == 9000
+    assert settings.roll_on_config_change is False
+    assert settings.hardware_profiles == {}
+    assert settings.standalone is True
+    assert (settings.lease_name, settings.lease_namespace()) == ("other", "system")
+    assert settings.pod_name == "llm-operator-0"
 
 
 @pytest.mark.parametrize(
@@ -46,6 +57,11 @@ def test_every_setting_is_read():
         ("LLM_OPERATOR_RUNTIME_IMAGE_PULL_POLICY", "Sometimes", "'Always', 'IfNotPresent'"),
         ("LLM_OPERATOR_WATCH_NAMESPACE", "a", "not a setting"),
         ("LLM_OPERATOR_RUNTIME_IMAGE_NAME", "a", "not a setting"),
+        ("LLM_OPERATOR_STANDALONE", "perhaps", "boolean"),
+        ("LLM_OPERATOR_LEASE_NAME", "Llm", "pattern"),
+        ("LLM_OPERATOR_NAMESPACE", "a b", "pattern"),
+        ("LLM_OPERATOR_HARDWARE_PROFILES", "{", "is not JSON"),
+        ("LLM_OPERATOR_HARDWARE_PROFILES", "[]", "valid dictionary"),
     ],
 )
 def test_a_wrong_setting_is_named(name, value, said):
@@ -54,3 +70,8 @@ def test_a_wrong_setting_is_named(name, value, said):
     assert str(caught.value).startswith(name)
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_an_election_needs_a_namespace():
+    with pytest.raises(SettingsError, match="LLM_OPERATOR_NAMESPACE is not set.*STANDALONE=true"):
+        Settings().lease_namespace()
