@@ -10,20 +10,24 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
-from starlette.datastructures import MutableHeaders
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from llm_inference import __version__
 from llm_inference.errors import ApiError, add_handlers
 from llm_inference.health import Phase
+from llm_inference.keys import KeyFile
 from llm_inference.routes import health, openai
 from llm_inference.serving import Serving
 
 access_log = logging.getLogger("llm_inference.access")
 
 
-def create_app(serving: Serving) -> FastAPI:
-    """The application for `serving`; starting it starts loading the model."""
+def create_app(serving: Serving, keys: KeyFile | None = None) -> FastAPI:
+    """The application for `serving`, for those with one of `keys` or, without, for all.
+
+    Starting it starts loading the model.
+    """
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
@@ -42,7 +46,7 @@ def create_app(serving: Serving) -> FastAPI:
     app.state.serving = serving
     app.include_router(health.router)
     app.include_router(openai.router)
-    app.add_middleware(Gate, serving=serving)
+    app.add_middleware(Gate, serving=serving, keys=keys)
     add_handlers(app)
     return app
 
@@ -50,12 +54,14 @@ def create_app(serving: Serving) -> FastAPI:
 class Gate:
     """Lets API requests in only while they would be served, and counts them until they end.
 
-    Also gives every request an id, and writes one line for each API request.
+    Where there are keys, only those who have one. Also gives every request an id, and writes one
+    line for each API request.
     """
 
-    def __init__(self, app: ASGIApp, serving: Serving) -> None:
+    def __init__(self, app: ASGIApp, serving: Serving, keys: KeyFile | None) -> None:
         self._app = app
         self._serving = serving
+        self._keys = keys
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one ASGI connection."""
@@ -73,7 +79,8 @@ class Gate:
             await send(message)
 
         with self._serving.request():
-            if (refusal := self._refusal()) is not None:
+            refusal = self._stranger(scope) or self._refusal()
+            if refusal is not None:
                 await refusal.response()(scope, receive, send_with_id)
             else:
                 await self._app(scope, receive, send_with_id)
@@ -84,6 +91,24 @@ class Gate:
             status,
             1000 * (time.monotonic() - started),
             request_id,
+        )
+
+    def _stranger(self, scope: Scope) -> ApiError | None:
+        if self._keys is None:
+            return None
+        given = Headers(scope=scope).get("authorization", "")
+        scheme, _, key = given.partition(" ")
+        key = key.strip() if scheme.lower() == "bearer" else ""
+        # Header values are latin-1 to ASGI; keys are the bytes of the file.
+        if key and self._keys.accepts(key.encode("latin-1")):
+            return None
+        return ApiError(
+            401,
+            "The API key is not one of this server's."
+            if key
+            else "The request carries no API key: send it as Authorization: Bearer <key>.",
+            code="invalid_api_key",
+            headers={"WWW-Authenticate": "Bearer"},
         )
 
     def _refusal(self) -> ApiError | None:

@@ -14,6 +14,7 @@ import uvicorn
 
 from llm_inference.app import create_app
 from llm_inference.health import Health, process_started_at
+from llm_inference.keys import KeyFile, KeysError
 from llm_inference.serving import Serving
 from llm_inference.settings import Settings, SettingsError
 
@@ -55,9 +56,11 @@ def run(settings: Settings) -> str | None:
     """Serve until SIGTERM; the reason if the model could not be served.
 
     Raises:
-        SettingsError: nothing can listen on the address that is asked for.
+        SettingsError: nothing can listen on the address that is asked for, or no API key is in
+            the file that should hold some.
     """
     _configure_logging(settings)
+    keys = _read_keys(settings)
     listener = _listen(settings)
     health = Health(
         model_id=settings.model_id,
@@ -66,8 +69,17 @@ def run(settings: Settings) -> str | None:
     )
     uvicorn_loop = uvicorn.Config("", loop="auto", log_config=None).get_loop_factory()
     with asyncio.Runner(loop_factory=uvicorn_loop) as runner:
-        runner.run(_serve(settings, health, listener))
+        runner.run(_serve(settings, health, listener, keys))
     return health.error
+
+
+def _read_keys(settings: Settings) -> KeyFile | None:
+    if settings.api_keys_file is None:
+        return None
+    try:
+        return KeyFile(settings.api_keys_file)
+    except KeysError as error:
+        raise SettingsError(f"LLM_API_KEYS_FILE: {error}") from None
 
 
 def _listen(settings: Settings) -> socket.socket:
@@ -86,10 +98,12 @@ def _listen(settings: Settings) -> socket.socket:
         ) from error
 
 
-async def _serve(settings: Settings, health: Health, listener: socket.socket) -> None:
+async def _serve(
+    settings: Settings, health: Health, listener: socket.socket, keys: KeyFile | None
+) -> None:
     serving = Serving(settings, health)
     config = uvicorn.Config(
-        create_app(serving),
+        create_app(serving, keys),
         log_config=None,
         access_log=False,
         server_header=False,

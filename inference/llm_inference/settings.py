@@ -75,6 +75,10 @@ class Settings(BaseSettings):
     drain_seconds: float = Field(
         default=30, ge=0, le=3600, description="time running requests have after SIGTERM"
     )
+    api_keys_file: Path | None = Field(
+        default=None,
+        description="one API key a line; requests to /v1 must then carry one of them",
+    )
     log_level: LogLevel = Field(default="info", description="least severe log line written")
 
     @model_validator(mode="after")

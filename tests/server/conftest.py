@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import httpx
@@ -165,6 +165,13 @@ def minilm(tmp_path_factory, minilm_dir):
     settings = {"LLM_MODEL_ID": MINILM, "LLM_MODEL_DIR": str(minilm_dir)}
     with running(log, **settings) as server:
         yield server.wait()
+
+
+@pytest.fixture(scope="module")
+def begin_server():
+    """Start a server that all tests of a module share, and wait until it serves."""
+    with ExitStack() as servers:
+        yield lambda log, **settings: servers.enter_context(running(log, **settings)).wait()
 
 
 @pytest.fixture
