@@ -1,0 +1,1 @@
+"""What the operator costs and how fast it is with many LLMDeployments, on a real control plane."""

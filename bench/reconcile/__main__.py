@@ -1,0 +1,111 @@
+"""Speed and cost of the operator with many LLMDeployments on a real control plane.
+
+    python -m bench.reconcile --count 1000
+
+Runs the operator as a process of this machine against the development cluster, in a namespace of
+its own that is removed afterwards; pods run on fake nodes, so that nothing but the operator and
+the control plane has work. Prints a table in Markdown, and with --json writes every figure.
+"""
+
+import argparse
+import asyncio
+import dataclasses
+import json
+import os
+import platform
+import sys
+import tempfile
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from bench.reconcile import phases, process, report
+from bench.reconcile.cluster import KINDS, Cluster
+from bench.reconcile.phases import Latency, Run, percentile
+from dev.cluster import kubectl, paths
+
+OBJECTS = "deployments,services"
+"""What every LLMDeployment has one of, if its spec says nothing else."""
+
+CRDS = process.ROOT / "deploy" / "crds"
+
+
+def parser() -> argparse.ArgumentParser:
+    """The flags."""
+    top = argparse.ArgumentParser(prog="python -m bench.reconcile", description=__doc__)
+    top.add_argument("--count", type=int, default=100, help="LLMDeployments (%(default)s)")
+    top.add_argument("--kinds", default=OBJECTS, help="objects awaited for each (%(default)s)")
+    top.add_argument("--pending", action="store_true", help="no node fits: pods stay pending")
+    top.add_argument("--idle", type=float, default=60, help="seconds of idling (%(default)s)")
+    top.add_argument("--samples", type=int, default=100, help="changes of one spec (%(default)s)")
+    top.add_argument("--within", type=float, default=600, help="bound of a phase (%(default)s s)")
+    top.add_argument("--operator", type=Path, default=process.ROOT / "operator")
+    top.add_argument("--json", type=Path, help="file for all figures")
+    top.add_argument("--log", type=Path, help="file for the operator's log")
+    return top
+
+
+async def measure(chosen: argparse.Namespace) -> dict[str, Any]:
+    """All phases of one run."""
+    namespace = f"bench-{uuid.uuid4().hex[:6]}"
+    kinds = [KINDS[plural] for plural in chosen.kinds.split(",") if plural]
+    nodes = 0 if chosen.pending else chosen.count
+    async with (
+        Cluster.connect(paths.KUBECONFIG) as cluster,
+        cluster.nodes_for(namespace, nodes),
+        cluster.run_in(namespace) as kubeconfig,
+    ):
+        with tempfile.TemporaryDirectory() as folder:
+            async with process.running(
+                namespace,
+                kubeconfig=kubeconfig,
+                source=chosen.operator.resolve(),
+                folder=Path(folder),
+            ) as operator:
+                run = Run(cluster, operator, namespace, chosen.count, kinds, chosen.within)
+                try:
+                    return await _phases(run, chosen)
+                finally:
+                    if chosen.log:
+                        chosen.log.write_bytes(operator.log.read_bytes())
+
+
+async def _phases(run: Run, chosen: argparse.Namespace) -> dict[str, Any]:
+    figures: dict[str, Any] = {"count": chosen.count, "rss_before": run.operator.rss}
+    if chosen.pending:
+        figures["pending"] = dataclasses.asdict(await phases.pend(run))
+    else:
+        figures["converged"] = dataclasses.asdict(await phases.converge(run))
+    if chosen.idle:
+        figures["idle"] = dataclasses.asdict(await phases.idle(run, chosen.idle))
+    if chosen.samples and not chosen.pending:
+        figures["latency"] = _percentiles(await phases.change(run, chosen.samples))
+    return figures
+
+
+def _percentiles(latency: Latency) -> Mapping[str, float]:
+    return {
+        f"{name}_p{percent}": percentile(values, percent)
+        for name, values in dataclasses.asdict(latency).items()
+        for percent in (50, 99)
+    }
+
+
+def main() -> int:
+    """Measure and print."""
+    chosen = parser().parse_args()
+    if not paths.KUBECONFIG.exists():
+        print("no cluster: run `make up` first", file=sys.stderr)
+        return 1
+    kubectl.kubectl("apply", "--server-side", "--force-conflicts", "-f", str(CRDS))
+    figures = asyncio.run(measure(chosen))
+    if chosen.json:
+        chosen.json.write_text(json.dumps(figures, indent=2))
+    print(f"{os.cpu_count()} cores, {platform.machine()}, load {os.getloadavg()[0]:.1f}\n")
+    print(report.table(figures))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
