@@ -1,55 +1,34 @@
-"""Entry point: `python -m llm_operator` runs the operator until it is told to stop."""
+"""Entry point: `python -m llm_operator` runs the operator until it is told to stop.
 
-import logging
+Exit codes: 0 told to stop, 1 a watch died or fell silent or an unforeseen error, 2 a wrong setting,
+3 it led and could not prove it in time. All but 2 are mended by a restart.
+"""
+
+import asyncio
 import os
-import socket
 import sys
-from typing import Any
 
-import kopf
-
-from llm_operator import handlers
+from llm_operator import logs
+from llm_operator.process import Exit, Process
 from llm_operator.settings import Settings, SettingsError
 
-EXIT_BAD_SETTING = 2
 
-_FORMATS = {"text": kopf.LogFormat.FULL, "json": kopf.LogFormat.JSON}
-
-
-# They tell of every event that a handler took and of every probe; the controller tells what it did.
-_CHATTY = ("aiohttp.access", "kopf.activities.probe", "kopf.objects")
-
-
-def configure_logging(settings: Settings) -> None:
-    """Log in the form and from the severity on that the settings ask for."""
-    kopf.configure(log_format=_FORMATS[settings.log_format])
-    logging.getLogger().setLevel(settings.log_level.upper())
-    if settings.log_level != "debug":
-        for name in _CHATTY:
-            logging.getLogger(name).setLevel(logging.WARNING)
+async def _run(settings: Settings) -> Exit:
+    return await Process(settings).run()
 
 
 def main() -> int:
     """Run the operator. Returns the exit code."""
     try:
         settings = Settings.from_env(os.environ)
+        logs.configure(settings.log_format, settings.log_level)
+        return asyncio.run(_run(settings))
     except SettingsError as error:
         print(f"llm-operator: {error}", file=sys.stderr)
-        return EXIT_BAD_SETTING
-    configure_logging(settings)
-    if settings.watch_nodes:
-        handlers.watch_nodes()
-    # kopf would take the user's name, and a numeric user of a container has none.
-    host: Any = socket.gethostname()
-    kopf.run(
-        standalone=True,
-        identity=host,
-        clusterwide=not settings.watch_namespaces,
-        namespaces=settings.watch_namespaces,
-        liveness_endpoint=f"http://0.0.0.0:{settings.health_port}/healthz",
-        memo=handlers.Operator(settings),
-    )
-    return 0
+    except OSError as error:
+        print(f"llm-operator: cannot begin: {error}", file=sys.stderr)
+        return Exit.FAILED
+    return Exit.BAD_SETTING
 
 
 if __name__ == "__main__":

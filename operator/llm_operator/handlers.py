@@ -1,4 +1,4 @@
-"""What makes the operator act: kopf's watches and life cycle. Decorators and nothing else.
+"""What makes the operator act: kopf's watches. Decorators, kopf's settings and nothing else.
 
 Every watch event updates the cache and, if it is news, ends in one call, `queue.add(key)`. Only
 `on.event` handlers are used: kopf then writes nothing, neither finalizers nor annotations, to any
@@ -6,25 +6,22 @@ object. Its indexes are not used: until all of them are filled, each object that
 other one that waits, which takes minutes for some thousand objects.
 """
 
-import asyncio
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import kopf
 
 from llm_operator import api
 from llm_operator.cache import Cache, Key, owner_of
-from llm_operator.controller import Controller
+from llm_operator.deafness import Deafness
 from llm_operator.kube import (
     DEPLOYMENT,
     LLM_DEPLOYMENT,
     NODE,
     POD,
     SERVICE,
-    Kube,
     Resource,
 )
-from llm_operator.resync import MANAGED, Resync
-from llm_operator.settings import Settings
+from llm_operator.resync import MANAGED
 from llm_operator.workqueue import WorkQueue
 
 LLM_DEPLOYMENTS = (api.GROUP, api.VERSION, api.PLURAL)
@@ -36,19 +33,19 @@ NODES = ("", "v1", "nodes")
 
 @dataclass
 class Operator:
-    """What lives as long as the process; kopf hands it to every handler as `memo`."""
+    """What takes the events; kopf hands it to every handler as `memo`."""
 
-    settings: Settings
-    cache: Cache = field(default_factory=Cache)
-    queue: WorkQueue[Key] = field(init=False)
-    kube: Kube = field(init=False)
-    resync: asyncio.Task[None] = field(init=False)
+    cache: Cache
+    queue: WorkQueue[Key]
+    deafness: Deafness
 
     def saw(self, resource: Resource, event: kopf.RawEvent) -> None:
         """Take note of a watch event, and look at the LLMDeployment concerned if it is news."""
+        body = event["object"]
+        self.deafness.heard(resource, body)
         note = self.cache.remove if event["type"] == "DELETED" else self.cache.put
-        if note(resource, event["object"]) and resource is not NODE:
-            self.queue.add(owner_of(resource, event["object"]))
+        if note(resource, body) and resource is not NODE:
+            self.queue.add(owner_of(resource, body))
 
 
 class NoDiffBase(kopf.DiffBaseStorage):
@@ -76,42 +73,20 @@ def login(
     ) or kopf.login_via_client(logger=logger, settings=settings)
 
 
-@kopf.on.startup()
-async def start(*, memo: Operator, settings: kopf.OperatorSettings, **_: object) -> None:
-    """Connect, wait for the CRD, and learn of everything there is before the watches begin."""
-    configure(settings)
-    memo.kube = await Kube.connect()
-    await memo.kube.wait_until_served(api.API_VERSION)
-    controller = Controller(kube=memo.kube, cache=memo.cache, settings=memo.settings)
-    memo.queue = WorkQueue(controller.reconcile)
-    resync = Resync(kube=memo.kube, cache=memo.cache, add=memo.queue.add, settings=memo.settings)
-    await resync.first()
-    memo.resync = asyncio.create_task(resync.run(), name="resync")
-
-
-def configure(settings: kopf.OperatorSettings) -> None:
+def kopf_settings() -> kopf.OperatorSettings:
     """Settings of kopf: alone, without writing, without looking for CRDs and namespaces."""
+    settings = kopf.OperatorSettings()
     settings.peering.standalone = True
     settings.posting.enabled = False
     settings.scanning.disabled = True
     settings.networking.request_timeout = 30
+    settings.networking.connect_timeout = 5
+    # Short at the end: once the API server is back, a watch must be too before it seems deaf.
+    settings.networking.error_backoffs = (1, 1, 2, 3, *[5] * 10)
     settings.persistence.diffbase_storage = NoDiffBase()
     for resource in (DEPLOYMENTS, SERVICES, PODS):
         settings.watching.label_selectors[resource] = MANAGED
-
-
-@kopf.on.cleanup()
-async def stop(*, memo: Operator, **_: object) -> None:
-    """Stop working and disconnect."""
-    memo.resync.cancel()
-    await memo.queue.close()
-    await memo.kube.close()
-
-
-@kopf.on.probe(id="working")
-async def working(*, memo: Operator, **_: object) -> int:
-    """Number of objects being worked on, shown by /healthz."""
-    return len(memo.queue)
+    return settings
 
 
 @kopf.on.event(*LLM_DEPLOYMENTS)

@@ -177,7 +177,8 @@ class Lease:
         self._now = now
         self._body: Body = {}
         self._confirmed: float | None = None
-        self._trouble = ""
+        self.trouble = ""
+        """Why the Lease cannot be asked for or renewed; empty if it can."""
 
     def valid(self) -> bool:
         """Whether this process leads: no other can, since less than the deadline passed."""
@@ -215,7 +216,7 @@ class Lease:
         sight.see(record, now=self._now())
         if sight.holder and sight.holder != before:
             logger.info("following: %s leads", sight.holder)
-        self._trouble = ""
+        self.trouble = ""
         if sight.may_be_taken(self._identity, now=self._now()):
             return await self._write(body, record)
         return False
@@ -227,7 +228,7 @@ class Lease:
             LeaseLostError: it leads no more, because another does or nobody confirmed it in time.
         """
         while True:
-            await asyncio.sleep(self._timing.poll if self._trouble else self._timing.renew)
+            await asyncio.sleep(self._timing.poll if self.trouble else self._timing.renew)
             left = self._left()
             if left <= 0:
                 break
@@ -237,7 +238,7 @@ class Lease:
             except (ApiError, TimeoutError) as error:
                 self._tell(f"cannot renew the Lease {self._namespace}/{self._name}", error)
             else:
-                self._trouble = ""
+                self.trouble = ""
         self._confirmed = None
         raise LeaseLostError(
             f"the Lease {self._namespace}/{self._name} could not be renewed for"
@@ -260,14 +261,28 @@ class Lease:
         if not self.valid():
             return
         self._confirmed = None
-        record = replace(Record.read(self._body), holder="", duration=1, renewed=_time())
         try:
             async with asyncio.timeout(self._timing.request):
-                await self._kube.replace(LEASE, {**self._body, "spec": record.spec()})
+                given = await self._give_back()
         except (ApiError, TimeoutError) as error:
             self._tell("the Lease is not given back and runs out by itself", error)
         else:
-            logger.info("gave the Lease back")
+            logger.info("gave the Lease back" if given else "the Lease is another's already")
+
+    async def _give_back(self) -> bool:
+        """Write that nobody leads. False if this process did not lead any more."""
+        while Record.read(self._body).holder == self._identity.process:
+            record = replace(Record.read(self._body), holder="", duration=1, renewed=_time())
+            try:
+                await self._kube.replace(LEASE, {**self._body, "spec": record.spec()})
+            except ApiError as error:
+                if error.status != HTTP_CONFLICT:
+                    raise
+                # A renewal that was broken off has arrived after all.
+                self._body = await self._kube.get(LEASE, self._namespace, self._name) or {}
+            else:
+                return True
+        return False
 
     async def announce(self) -> None:
         """Write an Event about the new leader."""
@@ -340,9 +355,9 @@ class Lease:
     def _tell(self, what: str, error: Exception) -> None:
         """Log a trouble once, not at every try."""
         text = f"{what}: {_text(error)}"
-        if text != self._trouble:
+        if text != self.trouble:
             logger.warning("%s", text)
-        self._trouble = text
+        self.trouble = text
 
 
 def _text(error: Exception) -> str:

@@ -6,8 +6,11 @@ a failure is tried again after a growing time. Does not know what the work is.
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable, Hashable
 from typing import Generic, TypeVar
+
+from llm_operator import logs
 
 logger = logging.getLogger(__name__)
 
@@ -28,11 +31,22 @@ class WorkQueue(Generic[K]):
         work: Does the work for a key. Returns seconds after which it wants to be called again, or
             None. An exception is logged and tried again.
         limit: Most keys worked on at once.
+        observe: Called after every attempt with its outcome, `success`, `waiting` or `error`, and
+            the seconds it took.
     """
 
-    def __init__(self, work: Callable[[K], Awaitable[float | None]], *, limit: int = 32) -> None:
+    def __init__(
+        self,
+        work: Callable[[K], Awaitable[float | None]],
+        *,
+        limit: int = 32,
+        observe: Callable[[str, float], None] = lambda *_: None,
+    ) -> None:
         self._work = work
+        self._observe = observe
         self._slots = asyncio.Semaphore(limit)
+        self._at_work = 0
+        self._closed = False
         self._running: dict[K, asyncio.Task[None]] = {}
         self._again: set[K] = set()
         self._timers: dict[K, asyncio.TimerHandle] = {}
@@ -43,8 +57,15 @@ class WorkQueue(Generic[K]):
         """Number of keys that are worked on or wait for it."""
         return len(self._running)
 
+    def load(self) -> tuple[int, int, int]:
+        """Number of keys that wait, that are worked on, and that will be later."""
+        waiting = len(self._running) - self._at_work
+        return waiting, self._at_work, len(self._timers)
+
     def add(self, key: K) -> None:
-        """Work on `key` now, or once more if it is being worked on."""
+        """Work on `key` now, or once more if it is being worked on. A closed queue does nothing."""
+        if self._closed:
+            return
         timer = self._timers.pop(key, None)
         if timer:
             timer.cancel()
@@ -57,49 +78,64 @@ class WorkQueue(Generic[K]):
         """How often in a row the work on `key` failed."""
         return self._failures.get(key, 0)
 
-    async def close(self) -> None:
-        """Stop everything."""
+    async def close(self, *, grace: float = 0) -> None:
+        """Begin nothing any more, and stop what runs.
+
+        Args:
+            grace: Seconds that work under way is given to end by itself.
+        """
+        self._closed = True
         for timer in self._timers.values():
             timer.cancel()
+        self._timers.clear()
+        self._again.clear()
+        if self._running and grace:
+            await asyncio.wait(self._running.values(), timeout=grace)
         tasks = list(self._running.values())
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _run(self, key: K) -> None:
+        delay = None
         try:
             async with self._slots:
                 self._again.discard(key)
-                delay = await self._attempt(key)
+                if not self._closed:
+                    with logs.about(key):
+                        delay = await self._attempt(key)
         finally:
             del self._running[key]
         if key in self._again:
             self._again.discard(key)
             self.add(key)
-        elif delay is not None:
+        elif delay is not None and not self._closed:
             loop = asyncio.get_running_loop()
             self._timers[key] = loop.call_later(delay, self.add, key)
 
     async def _attempt(self, key: K) -> float | None:
+        began, outcome = time.perf_counter(), "success"
+        self._at_work += 1
         try:
             delay = await self._work(key)
         except Retry as retry:
+            outcome = "waiting"
             delay = self._delay_after_failure(key)
             if self._waiting_for.get(key) != str(retry):
-                logger.info("%s: %s", _text(key), retry)
+                logger.info("%s", retry)
             self._waiting_for[key] = str(retry)
         except Exception:
+            outcome = "error"
             delay = self._delay_after_failure(key)
-            logger.exception("%s: failed; next try in %.2f s", _text(key), delay)
+            logger.exception("failed; next try in %.2f s", delay)
         else:
             self._failures.pop(key, None)
             self._waiting_for.pop(key, None)
+        finally:
+            self._at_work -= 1
+        self._observe(outcome, time.perf_counter() - began)
         return delay
 
     def _delay_after_failure(self, key: K) -> float:
         failures = self._failures[key] = self.failures(key) + 1
         return float(min(_FIRST_RETRY_SECONDS * 2 ** (failures - 1), _LAST_RETRY_SECONDS))
-
-
-def _text(key: Hashable) -> str:
-    return "/".join(map(str, key)) if isinstance(key, tuple) else str(key)

@@ -73,5 +73,5 @@ def test_a_wrong_setting_is_named(name, value, said):
 
 
 def test_an_election_needs_a_namespace():
-    with pytest.raises(SettingsError, match="LLM_OPERATOR_NAMESPACE is not set.*STANDALONE=true"):
+    with pytest.raises(SettingsError, match=r"LLM_OPERATOR_NAMESPACE is not set.*STANDALONE=true"):
         Settings().lease_namespace()

@@ -99,7 +99,7 @@ async def test_a_failure_is_tried_again_until_it_succeeds(caplog):
     await until(lambda: attempts == 4)
     await settled(queue)
     assert queue.failures(("models", "a")) == 0
-    assert "models/a: failed" in caplog.text
+    assert "failed; next try" in caplog.text
     assert "OSError: broken" in caplog.text
 
 
