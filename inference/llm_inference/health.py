@@ -20,6 +20,7 @@ class Phase(StrEnum):
     """Where in its life the server is, in the order it gets there."""
 
     IMPORTING = "importing"
+    DOWNLOADING = "downloading"
     LOADING = "loading"
     WARMING = "warming"
     SERVING = "serving"
@@ -27,11 +28,17 @@ class Phase(StrEnum):
     FAILED = "failed"
 
 
-_STARTUP = (Phase.IMPORTING, Phase.LOADING, Phase.WARMING)
+_STARTUP = (Phase.IMPORTING, Phase.DOWNLOADING, Phase.LOADING, Phase.WARMING)
 # What has been reached when a phase of start-up is over.
-_REACHED = {Phase.LOADING: "weights_loaded", Phase.WARMING: "warmed_up"}
+_REACHED = {
+    Phase.DOWNLOADING: "downloaded",
+    Phase.LOADING: "weights_loaded",
+    Phase.WARMING: "warmed_up",
+}
 _ALLOWED = {
-    Phase.IMPORTING: {Phase.LOADING, Phase.DRAINING, Phase.FAILED},
+    Phase.IMPORTING: {Phase.DOWNLOADING, Phase.LOADING, Phase.DRAINING, Phase.FAILED},
+    # A model that has come is loaded by libraries that have yet to be imported.
+    Phase.DOWNLOADING: {Phase.IMPORTING, Phase.DRAINING, Phase.FAILED},
     Phase.LOADING: {Phase.WARMING, Phase.DRAINING, Phase.FAILED},
     Phase.WARMING: {Phase.SERVING, Phase.DRAINING, Phase.FAILED},
     Phase.SERVING: {Phase.DRAINING, Phase.FAILED},
@@ -69,6 +76,7 @@ class Health:
         self._seconds: dict[Phase, float] = {}
         self._model = {"id": model_id, "revision": revision}
         self._device: DeviceReport | None = None
+        self._download: dict[str, int] | None = None
         self._error: str | None = None
 
     @property
@@ -100,7 +108,8 @@ class Health:
             if phase not in _ALLOWED[self._phase]:
                 return False
             now = self._clock()
-            self._seconds[self._phase] = now - self._phase_since
+            spent = self._seconds.get(self._phase, 0.0)
+            self._seconds[self._phase] = spent + now - self._phase_since
             if phase not in (Phase.DRAINING, Phase.FAILED) and self._phase in _REACHED:
                 self._timeline[_REACHED[self._phase]] = now - self._started_at
             self._phase, self._phase_since = phase, now
@@ -115,6 +124,10 @@ class Health:
         """Note why the server cannot go on; the first reason stays."""
         if self.enter(Phase.FAILED):
             self._error = reason
+
+    def downloaded(self, done: int, total: int) -> None:
+        """Note how many bytes of the model have come, and how many it has."""
+        self._download = {"bytes_done": done, "bytes_total": total}
 
     def name_model(self, model_id: str, revision: str | None) -> None:
         """Record which model the directory holds."""
@@ -146,6 +159,7 @@ class Health:
             "phaseSeconds": round(now - self._phase_since, 3),
             "elapsedSeconds": round(now - self._started_at, 3),
             "phases": {name: round(s, 3) for name, s in self.startup_seconds().items()},
+            "download": self._download,
             "model": dict(self._model),
             "device": asdict(self._device) if self._device else None,
             "error": self._error,

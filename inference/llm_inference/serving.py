@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from llm_inference.engine.directory import ModelLoadError, inspect, name_of
+from llm_inference.engine.directory import ModelDirectory, ModelLoadError, inspect, name_of
 from llm_inference.engine.interface import Engine, Observer
 from llm_inference.health import Health, Phase
 from llm_inference.metrics import Metrics
@@ -127,12 +127,7 @@ def load_engine(serving: Serving) -> Engine:
     """
     settings, health = serving.settings, serving.health
     # What is wrong with the directory itself is told before torch is imported, seconds earlier.
-    directory = inspect(
-        settings.model_dir,
-        model_id=settings.model_id,
-        revision=settings.model_revision,
-        task=settings.task,
-    )
+    directory = _find_model(serving)
     health.name_model(directory.model_id, directory.revision)
     from llm_inference.engine import loader  # noqa: PLC0415 - imports torch
 
@@ -153,3 +148,26 @@ def load_engine(serving: Serving) -> Engine:
     health.describe_device(loaded.device)
     serving.metrics.describe_device(loaded.device)
     return loaded.engine
+
+
+def _find_model(serving: Serving) -> ModelDirectory:
+    settings, health = serving.settings, serving.health
+    if settings.model_source == "directory":
+        return inspect(
+            settings.model_dir,
+            model_id=settings.model_id,
+            revision=settings.model_revision,
+            task=settings.task,
+        )
+    from llm_inference import download  # noqa: PLC0415 - imports the hub's client
+
+    health.enter(Phase.DOWNLOADING)
+    path, commit = download.fetch(settings, health.downloaded)
+    health.enter(Phase.IMPORTING)
+    return inspect(
+        path,
+        model_id=settings.model_id,
+        revision=commit,
+        task=settings.task,
+        has_manifest=False,
+    )

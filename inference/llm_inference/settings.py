@@ -37,8 +37,15 @@ class Settings(BaseSettings):
         default=None,
         description="revision that must be served; a manifest that names another one is refused",
     )
+    model_source: Literal["directory", "hub"] = Field(
+        default="directory",
+        description="where the model comes from: LLM_MODEL_DIR, or the hub at start",
+    )
     model_dir: Path = Field(
         default=Path("/model"), description="HuggingFace model directory with safetensors weights"
+    )
+    hub_cache_dir: Path = Field(
+        default=Path("/cache"), description="folder that keeps what is downloaded from the hub"
     )
     served_name: str | None = Field(
         default=None, description="name clients give as `model`; the model id by default"
@@ -80,6 +87,14 @@ class Settings(BaseSettings):
         description="one API key a line; requests to /v1 must then carry one of them",
     )
     log_level: LogLevel = Field(default="info", description="least severe log line written")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if self.model_source == "hub" and self.model_id is None:
+            raise ValueError("LLM_MODEL_SOURCE=hub needs LLM_MODEL_ID")
+        if self.model_source != "hub" and "hub_cache_dir" in self.model_fields_set:
+            raise ValueError("LLM_HUB_CACHE_DIR needs LLM_MODEL_SOURCE=hub")
+        return self
 
     @model_validator(mode="after")
     def _no_blank_names(self) -> Self:

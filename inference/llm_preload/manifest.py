@@ -1,8 +1,9 @@
 """The list of what a model directory holds: ``manifest.json``, which the server reads at start."""
 
-import hashlib
 import json
 from pathlib import Path
+
+from llm_hub.digest import sha256
 
 NAME = "manifest.json"
 
@@ -35,9 +36,3 @@ def rewrite(directory: Path) -> int:
     old = json.loads((directory / NAME).read_text())
     names = {"model_id": old["id"], "requested": old["requested"], "revision": old["revision"]}
     return write(directory, **names)
-
-
-def sha256(path: Path) -> str:
-    """Return the SHA-256 of a file, in hex."""
-    with path.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()

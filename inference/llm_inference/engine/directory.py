@@ -36,16 +36,23 @@ class ModelDirectory:
 
 
 def inspect(
-    path: Path, *, model_id: str | None = None, revision: str | None = None, task: str = "auto"
+    path: Path,
+    *,
+    model_id: str | None = None,
+    revision: str | None = None,
+    task: str = "auto",
+    has_manifest: bool = True,
 ) -> ModelDirectory:
     """Check the directory against what is asked of it.
+
+    Without `has_manifest` a file of that name is the model's own and says nothing here.
 
     Raises:
         ModelLoadError: it is missing, incomplete, another model, or not for `task`.
     """
     if not path.is_dir():
         raise ModelLoadError(f"the model directory {path} does not exist")
-    manifest = _read_json(path / "manifest.json", required=False)
+    manifest = _read_json(path / "manifest.json", required=False) if has_manifest else {}
     _check_manifest(manifest, model_id=model_id, revision=revision)
     config = _read_json(path / "config.json", required=True)
     _check_weights(path)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_preload import PreloadError, selection
+from llm_hub import HubError, selection
 
 REPOSITORY = [
     ".gitattributes",
@@ -56,13 +56,13 @@ def test_shards_are_those_of_the_index():
         "model-1.safetensors",
         "model-2.safetensors",
     ]
-    with pytest.raises(PreloadError, match=r"a/b lacks the weights file model-2\.safetensors"):
+    with pytest.raises(HubError, match=r"a/b lacks the weights file model-2\.safetensors"):
         selection.weights("a/b", names[:1], index)
 
 
 @pytest.mark.parametrize("pickle", ["pytorch_model.bin", "model.pt", "model.pth", "weights.ckpt"])
 def test_pickles_alone_are_refused_with_the_reason(pickle):
-    with pytest.raises(PreloadError) as refused:
+    with pytest.raises(HubError) as refused:
         selection.weights("a/b at main", ["config.json", pickle], None)
     assert str(refused.value) == (
         f"a/b at main holds pickled weights only ({pickle}): loading them can run code, so only "
@@ -71,7 +71,7 @@ def test_pickles_alone_are_refused_with_the_reason(pickle):
 
 
 def test_other_weights_are_named():
-    with pytest.raises(PreloadError, match=r"holds no model\.safetensors, only model\.q4\.gguf"):
+    with pytest.raises(HubError, match=r"holds no model\.safetensors, only model\.q4\.gguf"):
         selection.weights("a/b", ["model.q4.gguf"], None)
 
 

@@ -8,7 +8,7 @@ import json
 from collections.abc import Collection
 from fnmatch import fnmatch
 
-from llm_preload import PreloadError
+from llm_hub import HubError
 
 INDEX = "model.safetensors.index.json"
 WEIGHTS = "model.safetensors"
@@ -37,23 +37,23 @@ def weights(repository: str, names: Collection[str], index: str | None) -> list[
     """Return the names of the weight files; `index` is the text of the shard index, if any.
 
     Raises:
-        PreloadError: There are no safetensors, or shards that the index lists are missing.
+        HubError: There are no safetensors, or shards that the index lists are missing.
     """
     if index is not None:
         shards = sorted(set(json.loads(index)["weight_map"].values()))
         if missing := sorted(set(shards) - set(names)):
-            raise PreloadError(f"{repository} lacks the weights file {missing[0]}")
+            raise HubError(f"{repository} lacks the weights file {missing[0]}")
         return [INDEX, *shards]
     if WEIGHTS in names:
         return [WEIGHTS]
     if pickles := sorted(name for name in names if _matches(name, _PICKLES)):
-        raise PreloadError(
+        raise HubError(
             f"{repository} holds pickled weights only ({pickles[0]}): loading them can run code, "
             "so only safetensors are taken; name a revision or a model that has them"
         )
     others = sorted(name for name in names if name.endswith((".safetensors", ".gguf")))
     held = f", only {', '.join(others[:3])}" if others else ""
-    raise PreloadError(f"{repository} holds no {WEIGHTS}{held}")
+    raise HubError(f"{repository} holds no {WEIGHTS}{held}")
 
 
 def _matches(name: str, patterns: Collection[str]) -> bool:
