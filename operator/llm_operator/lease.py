@@ -209,6 +209,7 @@ class Lease:
 
     async def _look(self, sight: Sight) -> bool:
         body = await self._kube.get(LEASE, self._namespace, self._name)
+        self.trouble = ""
         if body is None:
             return await self._write({}, Record())
         record = Record.read(body)
@@ -216,7 +217,6 @@ class Lease:
         sight.see(record, now=self._now())
         if sight.holder and sight.holder != before:
             logger.info("following: %s leads", sight.holder)
-        self.trouble = ""
         if sight.may_be_taken(self._identity, now=self._now()):
             return await self._write(body, record)
         return False

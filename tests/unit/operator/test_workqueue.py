@@ -178,3 +178,68 @@ async def test_closing_stops_what_runs():
     await queue.close()
     assert stopped.is_set()
     assert len(queue) == 0
+
+
+async def test_a_closed_queue_begins_nothing():
+    seen = []
+
+    async def work(key):
+        seen.append(key)
+
+    queue = WorkQueue(work)
+    await queue.close()
+    queue.add("a")
+    await asyncio.sleep(0.005)
+    assert seen == []
+
+
+async def test_work_under_way_may_end_and_what_waits_is_dropped():
+    begun, ended = [], []
+
+    async def work(key):
+        begun.append(key)
+        await asyncio.sleep(0.02)
+        ended.append(key)
+
+    queue = WorkQueue(work, limit=1)
+    queue.add("a")
+    queue.add("b")
+    await until(lambda: begun)
+    queue.add("a")
+    await queue.close(grace=5)
+    assert begun == ended == ["a"]
+
+
+async def test_the_load_is_told_by_what_waits_runs_and_comes_later():
+    go_on = asyncio.Event()
+
+    async def work(key):
+        await go_on.wait()
+        return 60
+
+    queue = WorkQueue(work, limit=1)
+    queue.add("a")
+    queue.add("b")
+    await asyncio.sleep(0.001)
+    assert queue.load() == (1, 1, 0)
+    go_on.set()
+    await settled(queue)
+    assert queue.load() == (0, 0, 2)
+    await queue.close()
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_every_attempt_is_observed():
+    outcomes = []
+
+    async def work(key):
+        if not outcomes:
+            raise Retry("waiting")
+        if len(outcomes) == 1:
+            raise OSError("broken")
+
+    queue = WorkQueue(work, observe=lambda outcome, seconds: outcomes.append((outcome, seconds)))
+    queue.add("a")
+    await until(lambda: len(outcomes) == 3)
+    assert [outcome for outcome, _ in outcomes] == ["waiting", "error", "success"]
+    assert all(seconds >= 0 for _, seconds in outcomes)
