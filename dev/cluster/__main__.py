@@ -2,17 +2,21 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from . import fake_nodes, gpu, lifecycle, paths, tools
+from . import crds, fake_nodes, faults, gpu, lifecycle, network_policies, paths, tools
 from .commands import ClusterError
 from .gpu import Gpus
 from .network import NODE_NAME
 from .progress import say
 
+# What a command does with its flags; its exit code is 0 unless it says another.
+Action = Callable[[argparse.Namespace], int | None]
+SWITCH = ("on", "off")
+
 
 def parser() -> argparse.ArgumentParser:
-    """The commands and their flags."""
+    """The commands and their flags; `action` of what it parses is the command's."""
     top = argparse.ArgumentParser(
         prog="python3 -m dev.cluster",
         description="A real one-node Kubernetes cluster on this machine, from source.",
@@ -20,37 +24,83 @@ def parser() -> argparse.ArgumentParser:
     )
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def command(name: str, words: str) -> argparse.ArgumentParser:
-        return commands.add_parser(name, help=words, description=words[0].upper() + words[1:])
+    def command(name: str, words: str, action: Action) -> argparse.ArgumentParser:
+        made = commands.add_parser(name, help=words, description=words[0].upper() + words[1:])
+        made.set_defaults(action=action)
+        return made
 
-    up = command("up", "start the cluster, or what of it does not run; builds what is missing")
+    up = command("up", "start the cluster, or what of it does not run; builds what is missing", _up)
     up.add_argument("--runtime-only", action="store_true", help="just containerd and BuildKit")
     up.add_argument("--take-over", action="store_true", help="end another checkout's cluster")
-    down = command("down", "end the cluster; keeps images and the build cache")
+    down = command(
+        "down",
+        "end the cluster; keeps images and the build cache",
+        lambda chosen: lifecycle.down(purge=chosen.purge),
+    )
     down.add_argument("--purge", action="store_true", help=f"remove {paths.STATE} wholly")
-    command("status", "say how each component is; exit 0 only when all serve")
-    command("build", "install packages and build the programs, start nothing")
-    command("prune", "remove images that lost their name to a newer build")
-    command("kubeconfig", "print the path of the admin's kubeconfig")
-    command("env", "print shell lines that put kubectl, helm, buildctl and ctr at hand")
+    command(
+        "status",
+        "say how each component is; exit 0 only when all serve",
+        lambda _: 0 if lifecycle.status() else 1,
+    )
+    command("build", "build the programs, also those of tests alone; start nothing", _build)
+    command("prune", "remove images that lost their name to a newer build", _prune)
+    command(
+        "kubeconfig",
+        "print the path of the admin's kubeconfig",
+        lambda _: say(str(paths.KUBECONFIG)),
+    )
+    command(
+        "env",
+        "print shell lines that put kubectl, helm, buildctl and ctr at hand",
+        lambda _: say(environment()),
+    )
+    _add_nodes(command)
+    _add_tests(command)
+    return top
 
-    give = command("gpu", "give a node GPUs (resource and labels) it does not have")
+
+def _add_nodes(command: Callable[[str, str, Action], argparse.ArgumentParser]) -> None:
+    """Commands about what nodes there are."""
+    give = command("gpu", "give a node GPUs (resource and labels) it does not have", _give)
     give.add_argument("--node", default=NODE_NAME, help="default: %(default)s")
     give.add_argument("--count", type=_count, required=True, help="0 takes them away")
     _add_gpu_flags(give)
 
-    fake = command("fake-nodes", "have exactly N fake nodes, whose pods run at once; 0 removes all")
+    fake = command(
+        "fake-nodes", "have exactly N fake nodes, whose pods run at once; 0 removes all", _fake
+    )
     fake.add_argument("n", type=_count, metavar="N")
     fake.add_argument("--gpus", type=_count, default=0, help="on each; default: none")
     _add_gpu_flags(fake)
-    return top
+
+
+def _add_tests(command: Callable[[str, str, Action], argparse.ArgumentParser]) -> None:
+    """Commands for what only some tests need."""
+    policies = command(
+        "network-policies",
+        "enforce NetworkPolicy objects, or let every connection pass again",
+        lambda chosen: network_policies.switch(on=chosen.switch == "on"),
+    )
+    policies.add_argument("switch", choices=SWITCH)
+    definitions = command(
+        "crds",
+        "put another project's CRDs into the cluster, without the project, or remove them",
+        lambda chosen: crds.switch(chosen.project, on=chosen.switch == "on"),
+    )
+    definitions.add_argument("project", choices=sorted(crds.SOURCES))
+    definitions.add_argument("switch", choices=SWITCH)
+    for fault in faults.FAULTS:
+        broken = command(fault.name, fault.words, lambda chosen: chosen.act(chosen.component))
+        broken.set_defaults(act=fault.act)
+        broken.add_argument("component", choices=fault.components)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return its exit code."""
     chosen = parser().parse_args(arguments)
     try:
-        return _run(chosen)
+        return chosen.action(chosen) or 0
     except ClusterError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -59,28 +109,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _run(chosen: argparse.Namespace) -> int:
-    match chosen.command:
-        case "up":
-            lifecycle.up(take_over=chosen.take_over, runtime_only=chosen.runtime_only)
-            say('Put kubectl and the rest at hand: eval "$(python3 -m dev.cluster env)"')
-        case "down":
-            lifecycle.down(purge=chosen.purge)
-        case "status":
-            return 0 if lifecycle.status() else 1
-        case "build":
-            lifecycle.build()
-        case "prune":
-            lifecycle.prune()
-        case "kubeconfig":
-            say(str(paths.KUBECONFIG))
-        case "env":
-            say(environment())
-        case "gpu":
-            gpu.give(chosen.node, Gpus(chosen.count, chosen.product, chosen.memory))
-        case "fake-nodes":
-            fake_nodes.scale(chosen.n, Gpus(chosen.gpus, chosen.product, chosen.memory))
-    return 0
+def _up(chosen: argparse.Namespace) -> None:
+    lifecycle.up(take_over=chosen.take_over, runtime_only=chosen.runtime_only)
+    say('Put kubectl and the rest at hand: eval "$(python3 -m dev.cluster env)"')
+
+
+def _build(_: argparse.Namespace) -> None:
+    lifecycle.build()
+    lifecycle.build_extras()
+
+
+def _prune(_: argparse.Namespace) -> None:
+    lifecycle.prune()
+
+
+def _give(chosen: argparse.Namespace) -> None:
+    gpu.give(chosen.node, Gpus(chosen.count, chosen.product, chosen.memory))
+
+
+def _fake(chosen: argparse.Namespace) -> None:
+    fake_nodes.scale(chosen.n, Gpus(chosen.gpus, chosen.product, chosen.memory))
 
 
 def environment() -> str:

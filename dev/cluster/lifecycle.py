@@ -6,9 +6,12 @@ import time
 from . import (
     addons,
     cgroups,
+    checks,
     control_plane,
+    crds,
     gpu,
     network,
+    network_policies,
     node,
     ownership,
     packages,
@@ -38,6 +41,18 @@ def build(*, runtime_only: bool = False) -> None:
     with step("Checking what this machine allows"):
         preflight.check(preflight.MACHINE)
     tools.build(modules=["containers"] if runtime_only else ["containers", "kubernetes"])
+
+
+def build_extras() -> None:
+    """Have at hand what only some tests ask for, and what they would else build themselves.
+
+    Raises:
+        ClusterError: something cannot be had.
+    """
+    checks.CHECKS.build()
+    network_policies.ENFORCER.build()
+    for name in crds.SOURCES:
+        crds.fetch(name)
 
 
 def up(*, take_over: bool = False, runtime_only: bool = False) -> None:
@@ -173,6 +188,21 @@ def components() -> list[Component]:
     return [*runtime.components(), *(c for module in above for c in module.components())]
 
 
+def extras() -> list[Component]:
+    """Those that a cluster need not have and that run now."""
+    enforcer = network_policies.component()
+    return [enforcer] if processes.running(enforcer.name) else []
+
+
+def state(component: Component) -> str:
+    """How a component is: `serves`, `does not serve`, `paused` or `stopped`."""
+    if processes.running(component.name) is None:
+        return "stopped"
+    if processes.paused(component.name):
+        return "paused"
+    return "serves" if component.healthy() else "does not serve"
+
+
 def status() -> bool:
     """Print each component's state; return whether all is well."""
     owner = ownership.owner()
@@ -182,11 +212,10 @@ def status() -> bool:
             say(f"  left behind: {thing}")
         return False
     states = {}
-    for component in components():
+    for component in [*components(), *extras()]:
         pid = processes.running(component.name)
-        state = "stopped" if pid is None else "serves" if component.healthy() else "does not serve"
-        states[component.name] = state
-        say(f"{component.name:<24} {pid or '-':>8}  {state}")
+        states[component.name] = state(component)
+        say(f"{component.name:<24} {pid or '-':>8}  {states[component.name]}")
     node_state = "unknown without the API server"
     if states["kube-apiserver"] == "serves":
         node_state = node.readiness()

@@ -53,6 +53,16 @@ def owner() -> Path | None:
         return None
 
 
+def check_up() -> None:
+    """Some commands need a cluster that is up.
+
+    Raises:
+        ClusterError: this checkout has none.
+    """
+    if owner() != paths.CHECKOUT:
+        raise ClusterError("no cluster of this checkout is up: run `python3 -m dev.cluster up`")
+
+
 def claim() -> None:
     """Make this checkout the owner."""
     paths.RUN.mkdir(mode=0o755, parents=True, exist_ok=True)

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from collections.abc import Mapping
 
 from .commands import ClusterError, run
 from .progress import step
@@ -13,21 +14,26 @@ PROGRAMS = {
     "nft": "nftables",
     "openssl": "openssl",
 }
+# What kube-router calls, which enforces network policies on demand.
+NETWORK_POLICIES = {"iptables": "iptables", "ipset": "ipset"}
 
 
-def missing() -> list[str]:
+def missing(programs: Mapping[str, str] = PROGRAMS) -> list[str]:
     """The packages whose programs are not on PATH."""
     path = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
-    return [package for name, package in PROGRAMS.items() if shutil.which(name, path=path) is None]
+    return [package for name, package in programs.items() if shutil.which(name, path=path) is None]
 
 
-def install() -> None:
+def install(programs: Mapping[str, str] = PROGRAMS) -> None:
     """Install the missing ones with apt.
+
+    Args:
+        programs: program → the Debian package that has it.
 
     Raises:
         ClusterError: there is no apt, or it refuses; names the packages.
     """
-    needed = missing()
+    needed = missing(programs)
     if not needed:
         return
     names = " ".join(needed)

@@ -18,6 +18,7 @@ from .commands import ClusterError
 
 # Field 22 of /proc/PID/stat, counted from the first field after the process's name in brackets.
 STATE_FIELD, START_FIELD = 0, 19
+PAUSED = "T"
 
 
 @dataclass(frozen=True)
@@ -54,15 +55,18 @@ class Component:
 def identity(pid: int) -> Identity | None:
     """Who runs under a pid now; None when nobody does, or only a zombie."""
     try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
+        fields = _stat(pid)
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except (FileNotFoundError, ProcessLookupError):
         return None
-    # The name may hold spaces and brackets: only its last bracket ends it.
-    fields = stat.rpartition(")")[2].split()
     if fields[STATE_FIELD] in {"Z", "X"}:
         return None
     return Identity(pid=pid, began=int(fields[START_FIELD]), boot=boot)
+
+
+def _stat(pid: int) -> list[str]:
+    # The name may hold spaces and brackets: only its last bracket ends it.
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
 
 
 def recorded(name: str) -> Identity | None:
@@ -85,9 +89,47 @@ def all_running() -> dict[str, int]:
     return {name: pid for name in names if (pid := running(name)) is not None}
 
 
+def paused(name: str) -> bool:
+    """Whether a component runs and is held by `pause`."""
+    pid = running(name)
+    try:
+        return pid is not None and _stat(pid)[STATE_FIELD] == PAUSED
+    except (FileNotFoundError, ProcessLookupError):  # it ended meanwhile
+        return False
+
+
+def pause(name: str) -> None:
+    """Hold a component as it is: it keeps its connections and answers nobody.
+
+    Raises:
+        ClusterError: it does not run.
+    """
+    _signal(name, signal.SIGSTOP)
+
+
+def resume(name: str) -> None:
+    """Let a paused component go on; does nothing to one that is not paused.
+
+    Raises:
+        ClusterError: it does not run.
+    """
+    _signal(name, signal.SIGCONT)
+
+
+def _signal(name: str, number: signal.Signals) -> None:
+    pid = running(name)
+    if pid is None:
+        raise ClusterError(f"{name} does not run")
+    os.kill(pid, number)
+
+
 def start(component: Component) -> None:
-    """Start a component, unless it runs. Returns before it serves: see `wait_healthy`."""
+    """Start a component, unless it runs; a paused one goes on.
+
+    Returns before it serves: see `wait_healthy`.
+    """
     if running(component.name):
+        resume(component.name)
         return
     for file, content in component.files.items():
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -135,6 +177,7 @@ def stop(name: str, *, grace: float = 10) -> None:
     pid = running(name)
     if pid is not None:
         os.kill(pid, signal.SIGTERM)
+        os.kill(pid, signal.SIGCONT)  # a paused process takes no other signal but SIGKILL
         deadline = time.monotonic() + grace
         while running(name) and time.monotonic() < deadline:
             _reap(pid)

@@ -8,12 +8,13 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from . import cgroups, network, paths, processes, runtime, strays
+from . import cgroups, network, network_policies, paths, processes, runtime, strays
 from .commands import ClusterError, run
 from .progress import step
 
 # Whoever restarts or writes ends before what it writes to.
 ORDER = (
+    network_policies.NAME,
     "kwok",
     "kubelet",
     "kube-proxy",
@@ -46,6 +47,7 @@ def end_cluster(checkout: Path) -> None:
             run(["umount", "--lazy", mount])
         if left := mounts(checkout):  # below them may lie what is not the cluster's to remove
             raise ClusterError(f"these do not unmount: {', '.join(left)}")
+        network_policies.remove_rules()
         network.down()
         cgroups.remove()
         strays.remove(checkout)
@@ -81,7 +83,7 @@ def leftovers(checkout: Path) -> list[str]:
     found = [f"process {name} ({pid})" for name, pid in processes.all_running().items()]
     found += [f"process {pid} in a cgroup of the cluster" for pid in sorted(cgroups.members())]
     found += [f"mount {point}" for point in mounts(checkout)]
-    found += network.leftovers()
+    found += network.leftovers() + network_policies.leftovers()
     found += [f"cgroup {group}" for group in cgroups.leftovers()]
     found += [f"file {file}" for file in strays.find(checkout)]
     found += [f"folder {paths.RUN}"] if paths.RUN.exists() else []

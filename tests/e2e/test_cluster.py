@@ -3,6 +3,7 @@
 Assumes a running cluster of this checkout: `python3 -m dev.cluster up`.
 """
 
+import ipaddress
 import json
 import os
 import re
@@ -17,8 +18,11 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from dev.cluster import (
+    checks,
     control_plane,
+    crds,
     fake_nodes,
+    faults,
     gpu,
     images,
     lifecycle,
@@ -27,6 +31,7 @@ from dev.cluster import (
     processes,
     teardown,
     tools,
+    toolset,
 )
 from dev.cluster.commands import ClusterError
 from dev.cluster.gpu import Gpus
@@ -138,7 +143,7 @@ def test_status_says_that_everything_serves(capsys):
 
 def test_the_node_runs_the_pinned_kubernetes():
     node = get("node", network.NODE_NAME)
-    assert node["status"]["nodeInfo"]["kubeletVersion"] == tools.kubernetes_version()
+    assert node["status"]["nodeInfo"]["kubeletVersion"] == toolset.kubernetes_version()
     ready = [c for c in node["status"]["conditions"] if c["type"] == "Ready"]
     assert ready[0]["status"] == "True"
 
@@ -297,6 +302,106 @@ def test_fake_nodes_run_pods_that_tolerate_them(nodes):
     kubectl("wait", "--for=condition=Ready", "pod/on-fake", "-n", NAMESPACE, "--timeout=30s")
     assert get("pod", "on-fake", "-n", NAMESPACE)["spec"]["nodeName"] in nodes
     kubectl("delete", "pod", "on-fake", "-n", NAMESPACE)  # while kwok can still say it ended
+
+
+def reaches(address: str) -> str:
+    """How a pod's connection to an address ends."""
+    manifest = restricted(pod("reaches", "reach", address))
+    container_of(manifest)["image"] = checks.load_peer()
+    try:
+        return answer_of(manifest)
+    finally:
+        kubectl("delete", "pod", "reaches", "-n", NAMESPACE)
+
+
+def test_the_address_of_a_fake_pod_leads_nowhere(nodes):
+    manifest = restricted(pod("nowhere"))
+    manifest["spec"] |= {
+        "tolerations": [{"key": "kwok.x-k8s.io/node", "operator": "Exists"}],
+        "nodeSelector": {"type": "kwok"},
+    }
+    apply(manifest)
+    kubectl("wait", "--for=condition=Ready", "pod/nowhere", "-n", NAMESPACE, "--timeout=30s")
+    address = get("pod", "nowhere", "-n", NAMESPACE)["status"]["podIP"]
+    assert ipaddress.ip_address(address) in ipaddress.ip_network(network.FAKE_POD_RANGE)
+    kubectl("expose", "pod", "nowhere", "-n", NAMESPACE, "--port=80", "--target-port=8080")
+    where = ("service", "nowhere", "-n", NAMESPACE)
+    service = get(*where)["spec"]["clusterIP"]
+    for target in ((address, 8080), (service, 80)):
+        with pytest.raises(OSError, match="No route to host"):
+            socket.create_connection(target, timeout=10).close()
+    assert reaches(f"{address}:8080") == "unreachable"
+    assert reaches(f"{service}:80") == "unreachable"
+    kubectl("delete", *where)
+    kubectl("delete", "pod", "nowhere", "-n", NAMESPACE)  # while kwok can still say it ended
+
+
+@pytest.mark.parametrize("project", sorted(crds.SOURCES))
+def test_the_crds_of_another_project_come_and_go(project):
+    crds.switch(project, on=True)
+    try:
+        for name in crds.SOURCES[project].names:
+            kubectl("get", name, "--all-namespaces")
+    finally:
+        crds.switch(project, on=False)
+    for name in crds.SOURCES[project].names:
+        with pytest.raises(ClusterError, match="doesn't have a resource type"):
+            kubectl("get", name, "--all-namespaces")
+
+
+def test_a_scaled_object_is_checked_as_keda_would_have_it():
+    crds.switch("keda", on=True)
+    try:
+        metadata = {"name": "scaled", "namespace": NAMESPACE}
+        spec = {"scaleTargetRef": {"name": "server"}, "triggers": [{"type": "cpu", "metadata": {}}]}
+        scaled = {"apiVersion": "keda.sh/v1alpha1", "kind": "ScaledObject", "metadata": metadata}
+        apply(scaled | {"spec": spec})
+        with pytest.raises(ClusterError, match=r"spec\.triggers: Required value"):
+            apply(scaled | {"spec": {"scaleTargetRef": {"name": "server"}}})
+    finally:
+        crds.switch("keda", on=False)
+
+
+@pytest.mark.parametrize("name", sorted(faults.COMPONENTS))
+def test_a_paused_component_hangs_until_it_is_resumed(name, capsys):
+    component = faults.component(name)
+    pid = processes.running(component.name)
+    faults.pause(name)
+    try:
+        eventually(lambda: processes.paused(component.name))
+        with pytest.raises(ClusterError, match=r"did not end|timeout|Timeout|deadline"):
+            kubectl("create", "configmap", "lost", "-n", NAMESPACE, timeout=5)
+        assert not lifecycle.status()
+        assert re.search(rf"^{component.name} +{pid}  paused$", capsys.readouterr().out, re.M)
+    finally:
+        faults.resume(name)
+    assert processes.running(component.name) == pid
+    eventually(lambda: _quietly(lambda: bool(get("namespace", NAMESPACE))))
+
+
+def test_a_stopped_api_server_refuses_until_it_is_started(service, capsys):
+    faults.stop("apiserver")
+    try:
+        with pytest.raises(ClusterError, match="refused"):
+            kubectl("get", "namespaces")
+        assert answers(f"http://{service}/")  # what runs, runs on
+        assert not lifecycle.status()
+        assert re.search(r"^kube-apiserver +-  stopped$", capsys.readouterr().out, re.MULTILINE)
+    finally:
+        faults.start("apiserver")
+    assert get("namespace", NAMESPACE)["status"]["phase"] == "Active"
+    eventually(lifecycle.status, within=60)
+
+
+def test_kstatus_judges_what_the_cluster_says():
+    deployment = get("deployment", "coredns", "-n", "kube-system")
+    assert checks.status(deployment)["status"] == "Current"
+    deployment["metadata"]["generation"] += 1  # as if somebody had just changed it
+    changed = checks.status(deployment)
+    assert changed["status"] == "InProgress"
+    assert "generation" in changed["message"]
+    with pytest.raises(ClusterError, match="kstatus"):
+        checks.status({})
 
 
 def test_services_are_nftables_rules(service):

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import ipaddress
 import json
 import os
 import socket
@@ -21,6 +22,7 @@ from dev.cluster import (
     images,
     lifecycle,
     network,
+    network_policies,
     node,
     packages,
     paths,
@@ -28,6 +30,7 @@ from dev.cluster import (
     runtime,
     teardown,
     tools,
+    toolset,
 )
 from dev.cluster.commands import ClusterError, run
 from dev.cluster.gpu import Gpus
@@ -90,7 +93,8 @@ def test_manifests_are_filled_in(name, servers, tmp_path, monkeypatch):
 
 
 def test_every_component_is_stopped_in_order():
-    names = [component.name for component in lifecycle.components()]
+    extra = network_policies.component()
+    names = [component.name for component in [*lifecycle.components(), extra]]
     assert sorted(names) == sorted([*teardown.ORDER, "containerd", "buildkitd"])
     assert len(set(names)) == len(names)
 
@@ -125,6 +129,16 @@ def test_gpu_labels_are_those_of_feature_discovery():
 )
 def test_gpu_family(product, family):
     assert gpu.labels(Gpus(1, product, 1)).get("nvidia.com/gpu.family") == family
+
+
+def test_fake_pods_have_addresses_of_their_own():
+    config = json.loads(addons.kwok_config())
+    fake = ipaddress.ip_network(config["options"]["cidr"])
+    assert fake.num_addresses > 60 * 250
+    assert f"--config={addons.KWOK_CONFIG}" in addons.kwok().argv
+    assert addons.kwok().files == {addons.KWOK_CONFIG: addons.kwok_config()}
+    for others in (network.POD_RANGE, network.SERVICE_RANGE, f"{network.NODE_ADDRESS}/32"):
+        assert not fake.overlaps(ipaddress.ip_network(others))
 
 
 def test_a_fake_node_is_tainted_and_carries_its_gpus():
@@ -189,9 +203,9 @@ def tool_modules(tmp_path, monkeypatch):
         (tmp_path / module / "go.mod").write_text("require k8s.io/kubernetes v1.2.3 // indirect\n")
         (tmp_path / module / "go.sum").write_text("")
     monkeypatch.setattr(paths, "TOOL_MODULES", tmp_path)
-    tools.digest.cache_clear()
+    toolset.digest.cache_clear()
     yield tmp_path
-    tools.digest.cache_clear()
+    toolset.digest.cache_clear()
 
 
 @pytest.mark.parametrize("file", ["containers/go.mod", "kubernetes/go.sum", "containers/main.go"])
@@ -199,21 +213,21 @@ def test_the_tools_folder_follows_what_they_are_built_from(tool_modules, file):
     before = tools.bin_folder()
     assert tools.bin_folder() == before
     (tool_modules / file).write_text("changed")
-    tools.digest.cache_clear()
+    toolset.digest.cache_clear()
     assert tools.bin_folder() != before
 
 
 def test_the_pinned_version_is_read_from_the_module(tool_modules):
-    assert tools.kubernetes_version() == "v1.2.3"
+    assert toolset.kubernetes_version() == "v1.2.3"
     (tool_modules / "kubernetes" / "go.mod").write_text("")
     with pytest.raises(ClusterError, match="does not require"):
-        tools.kubernetes_version()
+        toolset.kubernetes_version()
 
 
 def test_the_modules_kubernetes_is_split_into_have_its_version():
     lines = (paths.TOOL_MODULES / "kubernetes" / "go.mod").read_text().splitlines()
     replaced = [line.split() for line in lines if "=>" in line]
-    version = tools.kubernetes_version().replace("v1.", "v0.")
+    version = toolset.kubernetes_version().replace("v1.", "v0.")
     assert len(replaced) > 30
     assert all(old == new and pin == version for old, _, new, pin in replaced)
 

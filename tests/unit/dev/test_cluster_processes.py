@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from dev.cluster import cgroups, paths, processes
+from dev.cluster import cgroups, lifecycle, paths, processes
 from dev.cluster.commands import ClusterError
 from dev.cluster.processes import Component
 
@@ -96,6 +96,75 @@ def test_a_component_that_ignores_sigterm_is_killed():
     pid = processes.running("thing")
     processes.stop("thing", grace=0.1)
     assert processes.identity(pid) is None
+
+
+def test_a_paused_component_stays_until_it_is_resumed():
+    counter = (
+        "import itertools, time\nfor i in itertools.count(): print(i, flush=True); time.sleep(.01)"
+    )
+    processes.start(component(counter))
+    until_printed(component("").log, "1")
+    pid = processes.running("thing")
+    processes.pause("thing")
+    until_paused()
+    assert processes.running("thing") == pid
+    printed = component("").log.read_text()
+    time.sleep(0.1)
+    assert component("").log.read_text() == printed
+    processes.resume("thing")
+    until_printed(component("").log, f"\n{len(printed.split()) + 1}\n")
+    assert not processes.paused("thing")
+    processes.stop("thing")
+
+
+def until_paused():
+    deadline = time.monotonic() + 10
+    while not processes.paused("thing"):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_starting_a_paused_component_lets_it_go_on():
+    sleeper = component("import time; time.sleep(60)")
+    processes.start(sleeper)
+    pid = processes.running("thing")
+    processes.pause("thing")
+    until_paused()
+    processes.start(sleeper)
+    assert processes.running("thing") == pid
+    assert not processes.paused("thing")
+    processes.stop("thing")
+
+
+def test_a_paused_component_that_is_stopped_ends_in_its_own_way():
+    code = (
+        "import signal, sys, time; signal.signal(15, lambda *_: sys.exit(print('bye', flush=True)))"
+    )
+    processes.start(component(f"{code}; print('up', flush=True); time.sleep(60)"))
+    until_printed(component("").log, "up")
+    processes.pause("thing")
+    until_paused()
+    processes.stop("thing")
+    assert component("").log.read_text() == "up\nbye\n"
+
+
+@pytest.mark.parametrize("act", [processes.pause, processes.resume])
+def test_what_does_not_run_is_neither_paused_nor_resumed(act):
+    assert not processes.paused("thing")
+    with pytest.raises(ClusterError, match="thing does not run"):
+        act("thing")
+
+
+def test_the_state_of_a_component_is_said_in_a_word():
+    serving, deaf = component("import time; time.sleep(60)"), component("", healthy=lambda: False)
+    assert lifecycle.state(serving) == "stopped"
+    processes.start(serving)
+    assert lifecycle.state(serving) == "serves"
+    assert lifecycle.state(deaf) == "does not serve"
+    processes.pause("thing")
+    until_paused()
+    assert lifecycle.state(deaf) == "paused"
+    processes.stop("thing")
 
 
 def test_a_component_that_ends_is_reported_with_its_last_words():
