@@ -28,7 +28,8 @@ def test_kubernetes_knows_every_field(template, values):
     objects = template(files=values)
     assert {"Deployment", "Service", "ServiceAccount", CRD} <= {each["kind"] for each in objects}
     for each in objects:
-        kubernetes_validate.validate(each, "1.37", strict=True)
+        if each["kind"] != "ServiceMonitor":  # no kind of Kubernetes' own
+            kubernetes_validate.validate(each, "1.37", strict=True)
 
 
 @pytest.mark.parametrize(
@@ -42,6 +43,12 @@ def test_kubernetes_knows_every_field(template, values):
         ("image.pullPolicy=Sometimes", "pullPolicy"),
         ("image.digest=latest", "digest"),
         ("watchNamespaces={Team_A}", "watchNamespaces"),
+        ("replicas=-1", "replicas"),
+        ("hardwareProfiles.a100=x", "hardwareProfiles"),
+        ("hardwareProfiles.A100.gpu.count=1", "hardwareProfiles"),
+        ("metrics.serviceMonitor.renderMode=perhaps", "renderMode"),
+        ("metrics.serviceMonitor.interval=often", "interval"),
+        ("networkPolicy.form={}", "form"),
     ],
 )
 def test_a_wrong_value_is_refused_by_name(helm, value, said):
@@ -59,7 +66,7 @@ def test_the_schema_knows_exactly_the_values_there_are():
         if known is None or not isinstance(given, dict):
             return
         assert node["additionalProperties"] is False, path
-        if path not in (".resources", ""):
+        if path not in (".resources", ".hardwareProfiles", ""):
             assert known.keys() == given.keys(), path
         for name, value in given.items():
             differences(known[name], value, f"{path}.{name}")
@@ -109,11 +116,10 @@ def test_the_crd_is_kept_unless_told_otherwise(template):
 
 @pytest.mark.parametrize("values", [(), ALL], ids=["defaults", "everything set"])
 def test_settings_reach_the_operator(template, values):
-    container = operator(template(files=values))
-    environ = {each["name"]: each["value"] for each in container["env"]}
-    settings = Settings.from_env(environ)
+    settings = Settings.from_env(environ(operator(template(files=values))))
+    assert settings.lease_namespace() == "system"
     if not values:
-        assert settings == Settings()
+        assert settings == Settings(namespace="system", pod_name="llm-operator-x")
         return
     image = settings.runtime_image
     assert (image.repository, image.tag, image.pull_policy) == (
@@ -126,11 +132,30 @@ def test_settings_reach_the_operator(template, values):
     assert settings.watch_nodes is False
     assert settings.resync_seconds == 60
     assert (settings.log_level, settings.log_format) == ("debug", "json")
+    assert settings.roll_on_config_change is False
+    assert settings.hardware_profiles.keys() == {"a100"}
+    assert settings.lease_name == "llm-operator"
+
+
+def environ(container):
+    """What the container finds in its environment; what only the kubelet knows is named."""
+    return {
+        each["name"]: each.get("value")
+        or ("" if "value" in each else in_pod(each["valueFrom"]["fieldRef"]["fieldPath"]))
+        for each in container["env"]
+    }
+
+
+def in_pod(path):
+    return {"metadata.namespace": "system", "metadata.name": "llm-operator-x"}[path]
 
 
 def test_every_setting_has_a_value(template):
     names = {each["name"] for each in operator(template())["env"]}
-    fixed = {"LLM_OPERATOR_HEALTH_PORT"}  # the port of the container, the probes and the Service
+    fixed = {
+        "LLM_OPERATOR_HEALTH_PORT",  # the port of the container, the probes and the Service
+        "LLM_OPERATOR_STANDALONE",  # even one replica is two while it is replaced
+    }
     fields = {f"LLM_OPERATOR_{name.upper()}" for name in Settings.model_fields} - {
         "LLM_OPERATOR_RUNTIME_IMAGE"
     }
@@ -164,36 +189,96 @@ def roles(objects):
     ]
 
 
-def test_the_operator_may_do_no_more_than_it_does(template):
-    role = one(template(), "ClusterRole", "llm-operator")
-    allowed = {
+def allowed(role):
+    assert "*" not in str(role["rules"])
+    return {
         f"{resource} {verb}"
         for rule in role["rules"]
         for resource in rule["resources"]
         for verb in rule["verbs"]
     }
-    assert "*" not in str(role["rules"])
-    assert not [each for each in allowed if each.split()[0] in ("secrets", "configmaps")]
-    assert not [each for each in allowed if each.split()[1] in ("delete", "deletecollection")]
-    assert "llmdeployments patch" not in allowed, "a spec belongs to its user"
-    assert {each for each in allowed if each.startswith("nodes")} == {"nodes list", "nodes watch"}
+
+
+WRITTEN = {
+    "deployments",
+    "services",
+    "networkpolicies",
+    "poddisruptionbudgets",
+    "horizontalpodautoscalers",
+    "scaledobjects",
+    "podmonitors",
+}
+
+
+@pytest.mark.parametrize("values", [(), ("watchNamespaces={a}",)], ids=["cluster", "namespace"])
+def test_the_operator_may_do_no_more_than_it_does(template, values):
+    objects = template("watchNodes=false", "rollOnConfigChange=false", *values)
+    may = allowed(one(objects, "Role" if values else "ClusterRole", "llm-operator"))
+    every = {
+        f"{resource} {verb}"
+        for resource in WRITTEN
+        for verb in ("get", "list", "watch", "create", "patch", "delete")
+    }
+    assert may - every == {
+        *("llmdeployments get", "llmdeployments list", "llmdeployments watch"),
+        *("llmdeployments/status get", "llmdeployments/status patch"),
+        "llmdeployments/finalizers update",
+        *("pods get", "pods list", "pods watch"),
+        "persistentvolumeclaims get",
+        *("events create", "events list"),
+    }
+    assert every <= may
+
+
+@pytest.mark.parametrize(
+    ("switch", "adds"),
+    [
+        ("watchNodes", {"nodes list", "nodes watch"}),
+        (
+            "rollOnConfigChange",
+            {
+                f"{what} {verb}"
+                for what in ("secrets", "configmaps")
+                for verb in ("get", "list", "watch")
+            },
+        ),
+    ],
+)
+def test_a_switch_adds_the_rights_it_needs(template, switch, adds):
+    off = {"watchNodes=false", "rollOnConfigChange=false"}
+    without = allowed(one(template(*off), "ClusterRole", "llm-operator"))
+    other = off - {f"{switch}=false"}
+    assert allowed(one(template(*other), "ClusterRole", "llm-operator")) - without == adds
+
+
+def test_the_operator_may_keep_its_lease_and_no_other(template):
+    objects = template("fullnameOverride=other")
+    role = one(objects, "Role")
+    assert role["metadata"]["namespace"] == "llm-operator-system"
+    assert allowed(role) == {"leases create", "leases get", "leases update", "events create"}
+    (named,) = [rule for rule in role["rules"] if "resourceNames" in rule]
+    assert named["verbs"] == ["get", "update"]
+    assert named["resourceNames"] == [environ(operator(objects))["LLM_OPERATOR_LEASE_NAME"]]
+    assert one(objects, "RoleBinding")["subjects"][0]["name"] == "other"
 
 
 def test_a_list_of_namespaces_needs_no_rights_elsewhere(template):
     objects = template("watchNamespaces={a,b}", "rbac.aggregate=false")
     places = {(kind, namespace) for kind, namespace, _ in roles(objects)}
-    assert places == {("Role", "a"), ("Role", "b"), ("ClusterRole", None)}
+    own = ("Role", "llm-operator-system")
+    assert places == {("Role", "a"), ("Role", "b"), own, ("ClusterRole", None)}
     nodes = one(objects, "ClusterRole")["rules"]
     assert [rule["resources"] for rule in nodes] == [["nodes"]]
     bindings = [each for each in objects if each["kind"] == "RoleBinding"]
-    assert {each["metadata"]["namespace"] for each in bindings} == {"a", "b"}
+    assert {each["metadata"]["namespace"] for each in bindings} == {"a", "b", own[1]}
     for binding in bindings:
         assert binding["subjects"][0]["namespace"] == "llm-operator-system"
 
 
 def test_without_nodes_there_is_no_cluster_role_at_all(template):
     objects = template("watchNamespaces={a}", "rbac.aggregate=false", "watchNodes=false")
-    assert [(kind, namespace) for kind, namespace, _ in roles(objects)] == [("Role", "a")]
+    places = {(kind, namespace) for kind, namespace, _ in roles(objects)}
+    assert places == {("Role", "a"), ("Role", "llm-operator-system")}
 
 
 def test_users_get_llmdeployments_with_their_usual_roles(template):
@@ -220,7 +305,7 @@ def test_the_test_hook_asks_the_service_that_the_chart_makes(template):
     objects = template("fullnameOverride=other")
     service = one(objects, "Service")
     command = one(objects, "Pod")["spec"]["containers"][0]["command"]
-    assert f"http://{service['metadata']['name']}.llm-operator-system.svc:8080/healthz" in command
+    assert f"http://{service['metadata']['name']}.llm-operator-system.svc:8080/readyz" in command
     assert service["spec"]["ports"][0]["port"] == 8080
     labels = one(objects, "Deployment")["spec"]["template"]["metadata"]["labels"]
     assert service["spec"]["selector"].items() <= labels.items()
