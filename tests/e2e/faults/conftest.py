@@ -78,7 +78,7 @@ def start(kubectl: Kubectl, proxy: Proxy, tmp_path: Path) -> Iterator[Start]:
     yield start
     for operator in started:
         operator.stop()
-        print(operator.log.read_text(errors="replace"))  # shown when the test failed
+        print(operator.last_words())  # shown when the test failed
 
 
 @pytest.fixture

@@ -140,6 +140,12 @@ class OperatorProcess:
         return answer.is_success
 
     @property
+    def exit_code(self) -> int | None:
+        """How it ended; None while it runs."""
+        assert self._process is not None
+        return self._process.poll()
+
+    @property
     def pid(self) -> int:
         """The process that runs now, or ran last."""
         assert self._process is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 import time
 from collections.abc import Callable
 
@@ -28,12 +29,22 @@ def test_killed_again_and_again_while_specs_change(
     serving = Serving.now(kubectl, STANDING)
     busy = 0
     for mark in range(1, KILLS + 1):
-        kubectl.apply(*(fake(name, mark) for name in CHANGING))
-        time.sleep(dice.uniform(0, 0.4))
-        busy += is_busy(kubectl, mark)
+        changes = threading.Thread(
+            target=kubectl.apply, args=[fake(name, mark) for name in CHANGING]
+        )
+        before = len(operator.way.writes)
+        changes.start()
+        last = before + dice.randint(1, 2 * len(CHANGING))
+        eventually(lambda last=last: len(operator.way.writes) >= last, within=30, every=0.002)
         operator.kill()
+        changes.join()
+        busy += is_busy(kubectl, mark)
+        if dice.random() < 0.5:  # killed again while it starts
+            operator.start()
+            time.sleep(dice.uniform(0.5, 3))
+            operator.kill()
         operator.restart()
-    assert busy >= KILLS / 3, f"it had work left at {busy} of {KILLS} kills: they came too late"
+    assert busy >= KILLS / 2, f"it had work left at {busy} of {KILLS} kills: they came too late"
     eventually(lambda: assert_converged(kubectl, MANY), within=60)
     assert Serving.now(kubectl, STANDING) == serving
 
