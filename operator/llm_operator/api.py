@@ -2,7 +2,8 @@
 
 This module knows what a user may write, what it means and which combinations make no sense.
 It does not know Kubernetes' objects (render), nor how a schema becomes structural (schema).
-What is written as in a pod stands in podspec, what all of it is made of in fields.
+Larger parts have modules of their own: model, scaling, exposure, status; what is written as in a
+pod stands in podspec, what all of it is made of in fields.
 
 Attribute docstrings are the descriptions that `kubectl explain` shows. Defaults are part of the
 version: a changed default changes pod templates, so within v1alpha1 they stay what they are.
@@ -13,7 +14,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import ConfigDict, Field, StringConstraints
 
+from llm_operator.exposure import Monitoring, NetworkPolicy, Service
 from llm_operator.fields import (
+    AnnotationValue,
     ApiModel,
     ImageReference,
     LabelKey,
@@ -23,9 +26,21 @@ from llm_operator.fields import (
     PullPolicy,
     Quantity,
     ResourceName,
+    SecretKey,
+    Share,
     rules,
 )
-from llm_operator.podspec import Affinity, EnvVar, Resources, Toleration
+from llm_operator.model import Model
+from llm_operator.podspec import (
+    Affinity,
+    EnvFromSource,
+    EnvVar,
+    Resources,
+    Toleration,
+    TopologySpreadConstraint,
+)
+from llm_operator.scaling import Autoscaling
+from llm_operator.status import LLMDeploymentStatus
 
 GROUP = "llm-operator.dev"
 VERSION = "v1alpha1"
@@ -35,111 +50,16 @@ PLURAL = "llmdeployments"
 SINGULAR = "llmdeployment"
 SHORT_NAMES = ("llm",)
 
-Target = Literal["cpu", "gpu"]
-
 DEFAULT_GPU_RESOURCE = "nvidia.com/gpu"
 
-
-class PreloadedSource(ApiModel):
-    """The model is part of the inference image. Nothing to set."""
-
-
-class ImageSource(ApiModel):
-    """An OCI image that holds the model directory and is mounted as a read-only image volume."""
-
-    reference: ImageReference
-    """Image with the model directory at its root, by tag or digest."""
-    pull_policy: PullPolicy | None = None
-    """When the kubelet pulls the image. Kubernetes' own default if not set."""
-
-
-class PersistentVolumeClaimSource(ApiModel):
-    """A claim whose volume holds the model directory. It is mounted read-only."""
-
-    claim_name: ObjectName
-    """Name of the PersistentVolumeClaim."""
-    path: (
-        Annotated[
-            str,
-            StringConstraints(min_length=1, max_length=1024),
-            Field(
-                json_schema_extra=rules(
-                    (
-                        "!self.startsWith('/') && !self.matches('(^|/)[.][.](/|$)')",
-                        "path is relative to the volume: remove the leading / and every ..",
-                    )
-                )
-            ),
-        ]
-        | None
-    ) = None
-    """Directory of the model inside the volume. The volume's root if not set."""
-
-
-class ModelSource(ApiModel):
-    """Where the model comes from: exactly one of the members."""
-
-    model_config = ConfigDict(
-        json_schema_extra=rules(
-            (
-                "[has(self.preloaded), has(self.image), has(self.persistentVolumeClaim)]"
-                ".filter(given, given).size() == 1",
-                "source names exactly one of preloaded, image and persistentVolumeClaim:"
-                " keep one and remove the others",
-            )
-        )
-    )
-
-    preloaded: PreloadedSource | None = None
-    """The model is part of the inference image. This is the default."""
-    image: ImageSource | None = None
-    """The model is in an OCI image of its own, mounted as an image volume."""
-    persistent_volume_claim: PersistentVolumeClaimSource | None = None
-    """The model is on a volume."""
-
-
-class Model(ApiModel):
-    """The model to serve, in HuggingFace's terms."""
-
-    id: Annotated[
-        str,
-        StringConstraints(
-            min_length=1,
-            max_length=200,
-            pattern=r"^[A-Za-z0-9][-A-Za-z0-9._]*(/[A-Za-z0-9][-A-Za-z0-9._]*)?$",
-        ),
-    ]
-    """Model id on the hub, for example HuggingFaceTB/SmolLM2-135M-Instruct. A server whose image
-    holds another model refuses to start."""
-    revision: (
-        Annotated[
-            str,
-            StringConstraints(
-                min_length=1, max_length=255, pattern=r"^[A-Za-z0-9][-A-Za-z0-9._/]*$"
-            ),
-        ]
-        | None
-    ) = None
-    """Commit hash, branch or tag that the model must be of. Any revision if not set."""
-    served_name: (
-        Annotated[
-            str,
-            StringConstraints(
-                min_length=1, max_length=200, pattern=r"^[A-Za-z0-9][-A-Za-z0-9._/:]*$"
-            ),
-        ]
-        | None
-    ) = None
-    """Name that clients put into requests. The model id if not set."""
-    task: Literal["auto", "generate", "embed"] = "auto"
-    """What the model does: generate text, embed text, or auto to take it from the model itself."""
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Number format the weights are loaded in; auto takes what suits model and device."""
-    max_length: Annotated[int, Field(ge=16, le=1_048_576)] | None = None
-    """Longest sequence in tokens, prompt and output together. The model's own if not set."""
-    source: ModelSource = ModelSource()
-    """Where the model comes from: exactly one of the members. Preloaded in the inference image if
-    not set."""
+# What the operator itself says about pods, and selects them by.
+_OWN_KEYS = (
+    "self.all(key, !key.startsWith('llm-operator.dev/') && !(key in ["
+    "'app.kubernetes.io/name', 'app.kubernetes.io/instance', 'app.kubernetes.io/component',"
+    " 'app.kubernetes.io/part-of', 'app.kubernetes.io/managed-by']))",
+    "app.kubernetes.io/name, instance, component, part-of and managed-by and keys that begin with"
+    " llm-operator.dev/ are the operator's own: use other keys",
+)
 
 
 class Image(ApiModel):
@@ -241,6 +161,9 @@ class Server(ApiModel):
     """Longest time a request may take, waiting included."""
     drain_seconds: Annotated[int, Field(ge=0, le=3600)] = 30
     """Time that running requests get to finish when a pod stops."""
+    api_key_secret: SecretKey | None = None
+    """Key of a Secret that holds the accepted API keys, one a line. Everybody may ask if not set.
+    A changed Secret is taken up without a restart."""
     log_level: Literal["debug", "info", "warning", "error"] | None = None
     """Least severe log messages that the server writes."""
     env: Annotated[
@@ -254,6 +177,9 @@ class Server(ApiModel):
         ),
     ] = ()
     """More environment variables of the server container, for example for libraries in it."""
+    env_from: Annotated[tuple[EnvFromSource, ...], Field(max_length=16)] = ()
+    """Secrets and ConfigMaps whose keys become environment variables of the server container. A
+    changed one restarts the pods, one after the other."""
 
 
 class Probes(ApiModel):
@@ -267,6 +193,37 @@ class Probes(ApiModel):
     """Time between two looks at whether the pod can serve."""
     liveness_period_seconds: Annotated[int, Field(ge=1, le=300)] = 10
     """Time between two looks at whether the process is alive. Three failures restart it."""
+
+
+class Rollout(ApiModel):
+    """How pods of a new generation replace the old ones."""
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            (
+                "self.strategy == 'RollingUpdate' || !(has(self.maxSurge)"
+                " || has(self.maxUnavailable))",
+                "rollout.maxSurge and rollout.maxUnavailable belong to strategy RollingUpdate: set"
+                " it, or remove them",
+            ),
+            (
+                "!has(self.maxSurge) || !has(self.maxUnavailable)"
+                " || !(string(self.maxSurge) in ['0', '0%']"
+                " && string(self.maxUnavailable) in ['0', '0%'])",
+                "with rollout.maxSurge and rollout.maxUnavailable both 0 no pod could ever be"
+                " replaced: raise one of them",
+            ),
+        )
+    )
+
+    strategy: Literal["auto", "RollingUpdate", "Recreate"] = "auto"
+    """auto starts a new pod before it stops an old one; where no GPU is free for the new one, the
+    old one goes first. RollingUpdate does what maxSurge and maxUnavailable say, also if that means
+    to wait for a GPU for ever. Recreate stops all pods before it starts new ones."""
+    max_surge: Share | None = None
+    """Most pods above spec.replicas, as a number or percentage. 1 if not set."""
+    max_unavailable: Share | None = None
+    """Most pods below spec.replicas, as a number or percentage. 0 if not set."""
 
 
 class LLMDeploymentSpec(ApiModel):
@@ -304,6 +261,13 @@ class LLMDeploymentSpec(ApiModel):
                 " && self.gpu.resourceName in self.resources.requests))",
                 "gpu.resourceName stands in resources too: remove it there and set gpu.count",
             ),
+            (
+                "!has(self.server) || !has(self.server.env) || !has(self.model.source)"
+                " || !has(self.model.source.hub) || !self.server.env.exists(variable,"
+                " variable.name in ['HF_ENDPOINT', 'HF_TOKEN'])",
+                "HF_ENDPOINT and HF_TOKEN are made from model.source.hub: set its endpoint and"
+                " tokenSecret instead",
+            ),
         )
     )
 
@@ -316,8 +280,15 @@ class LLMDeploymentSpec(ApiModel):
     LLMDeployment is first seen, else cpu; status.targetReason tells why. The choice stays."""
     gpu: Gpu | None = None
     """The GPUs of one replica."""
+    hardware_profile: ObjectName | None = None
+    """Name of a hardware profile that the operator was installed with: resources, GPUs, node
+    selection. What the spec itself says goes before it."""
     replicas: Annotated[int, Field(ge=0, le=10_000)] = 1
-    """Number of pods. 0 stops serving."""
+    """Number of pods. 0 stops serving. With autoscaling it is set by the autoscaler."""
+    autoscaling: Autoscaling | None = None
+    """Bounds for the number of replicas and what it follows. Fixed if not set."""
+    suspend: bool = False
+    """Stop all pods and keep everything else, until it is false again."""
     resources: Resources = Resources()
     """CPU, memory and other resources of one replica."""
     node_selector: Annotated[dict[LabelKey, LabelValue], Field(max_length=32)] | None = None
@@ -327,67 +298,43 @@ class LLMDeploymentSpec(ApiModel):
     tolerated without being named."""
     affinity: Affinity = Affinity()
     """Scheduling constraints, as in a pod."""
+    topology_spread_constraints: (
+        Annotated[tuple[TopologySpreadConstraint, ...], Field(max_length=8)] | None
+    ) = None
+    """How the pods spread, as in a pod. Over zones and nodes as far as possible if not set."""
     priority_class_name: ObjectName | None = None
     """PriorityClass of the pods."""
+    scheduler_name: ObjectName | None = None
+    """Scheduler of the pods. Kubernetes' own if not set."""
     service_account_name: ObjectName | None = None
     """ServiceAccount of the pods. Its token is not mounted."""
     server: Server = Server()
     """How the inference server runs."""
     probes: Probes = Probes()
     """When a pod counts as started, ready and alive."""
-
-
-class Condition(ApiModel):
-    """One aspect of the state, in Kubernetes' standard form."""
-
-    type: Annotated[str, StringConstraints(min_length=1, max_length=316)]
-    """Aspect: Ready, Reconciling or Stalled."""
-    status: Literal["True", "False", "Unknown"]
-    """Whether the condition holds."""
-    reason: Annotated[str, StringConstraints(min_length=1, max_length=1024)]
-    """Why, as one word for programs."""
-    message: Annotated[str, StringConstraints(max_length=32768)]
-    """Why, as a sentence for people."""
-    last_transition_time: Annotated[str, Field(json_schema_extra={"format": "date-time"})]
-    """When the status last changed."""
-    observed_generation: Annotated[int, Field(ge=0)] | None = None
-    """Generation of the spec that the condition speaks of."""
-
-
-class LLMDeploymentStatus(ApiModel):
-    """What is running. Written by the operator alone."""
-
-    observed_generation: Annotated[int, Field(ge=0)] | None = None
-    """Generation of the spec that the status speaks of."""
-    conditions: Annotated[
-        tuple[Condition, ...],
-        Field(
-            max_length=16,
-            json_schema_extra={
-                "x-kubernetes-list-type": "map",
-                "x-kubernetes-list-map-keys": ["type"],
-            },
-        ),
-    ] = ()
-    """Ready always; Reconciling and Stalled while they are true."""
-    target: Target | None = None
-    """Hardware that was chosen."""
-    target_reason: Annotated[str, StringConstraints(max_length=1024)] | None = None
-    """Why it was chosen."""
-    image: Annotated[str, StringConstraints(max_length=1024)] | None = None
-    """Inference image of the current generation."""
-    replicas: Annotated[int, Field(ge=0)] | None = None
-    """Pods that exist, old and new."""
-    ready_replicas: Annotated[int, Field(ge=0)] | None = None
-    """Pods that are ready to serve, old and new."""
-    updated_replicas: Annotated[int, Field(ge=0)] | None = None
-    """Pods of the current generation."""
-    replicas_ready: Annotated[str, StringConstraints(max_length=32)] | None = None
-    """Ready and wanted replicas, as in 1/2."""
-    selector: Annotated[str, StringConstraints(max_length=1024)] | None = None
-    """Label selector of the pods, for the scale subresource."""
-    endpoint: Annotated[str, StringConstraints(max_length=512)] | None = None
-    """Address of the Service inside the cluster."""
+    rollout: Rollout = Rollout()
+    """How pods of a new generation replace the old ones."""
+    service: Service = Service()
+    """The Service in front of the pods."""
+    network_policy: NetworkPolicy = NetworkPolicy()
+    """Who may talk to the pods, and to whom they may talk."""
+    monitoring: Monitoring = Monitoring()
+    """How Prometheus finds the pods."""
+    pod_labels: (
+        Annotated[
+            dict[LabelKey, LabelValue], Field(max_length=32, json_schema_extra=rules(_OWN_KEYS))
+        ]
+        | None
+    ) = None
+    """Further labels of the pods."""
+    pod_annotations: (
+        Annotated[
+            dict[LabelKey, AnnotationValue],
+            Field(max_length=32, json_schema_extra=rules(_OWN_KEYS)),
+        ]
+        | None
+    ) = None
+    """Further annotations of the pods."""
 
 
 class ObjectMeta(ApiModel):

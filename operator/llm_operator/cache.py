@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from llm_operator import render
+from llm_operator import names
 from llm_operator.hardware import NodeFacts
 from llm_operator.kube import LLM_DEPLOYMENT, NODE, POD, Resource
 
@@ -110,7 +110,7 @@ def owner_of(resource: Resource, body: Body) -> Key:
     """Key of the LLMDeployment that an object belongs to; all but pods carry its name."""
     namespace, name = key_of(body)
     if resource is POD:
-        name = body["metadata"].get("labels", {}).get(render.INSTANCE_LABEL, "")
+        name = body["metadata"].get("labels", {}).get(names.INSTANCE_LABEL, "")
     return namespace, name
 
 

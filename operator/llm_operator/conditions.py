@@ -5,6 +5,7 @@ know how they got there, nor how a status is written.
 
 `Ready` is true only while a pod of the current generation is ready. `Reconciling` and `Stalled`
 are there only while true, so that kstatus, `helm --wait` and Flux read the object right.
+`Accelerated` is there with target gpu, `Autoscaled` with autoscaling.
 """
 
 import re
@@ -12,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from llm_operator import reasons, render
+from llm_operator import names, reasons, render
 from llm_operator.api import LLMDeployment
 from llm_operator.hardware import Decision
 from llm_operator.pods import Diagnosis, Pod
@@ -23,7 +24,8 @@ Status = dict[str, Any]
 READY = "Ready"
 RECONCILING = "Reconciling"
 STALLED = "Stalled"
-
+ACCELERATED = "Accelerated"
+AUTOSCALED = "Autoscaled"
 
 _MESSAGE_LIMIT = 1024
 _POD_NAME = re.compile(r'^pods "[^"]*" is')
@@ -41,6 +43,8 @@ class Problem:
     """The API server had no time; what serves goes on serving."""
     final: bool = False
     """Only a change of the spec mends it: nothing to try again."""
+    aside: bool = False
+    """It concerns an object beside those that serve: what serves goes on serving."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,12 @@ class Observed:
     decision: Decision | None = None
     image: str | None = None
     problem: Problem | None = None
+    device: Mapping[str, Any] | None = None
+    """What the newest ready pod's server says it runs on."""
+    cold_start: Mapping[str, Any] | None = None
+    """How that pod came to serve."""
+    autoscaler: Body | None = None
+    """The HorizontalPodAutoscaler or ScaledObject."""
 
     @property
     def current(self) -> list[Pod]:
@@ -68,6 +78,8 @@ class _Verdict:
     message: str
     reconciling: bool = False
     stalled: bool = False
+    stalled_reason: str = ""
+    """Why it is stalled, where that is not why it is not ready."""
 
 
 def status(cr: LLMDeployment, observed: Observed, *, now: str) -> Status:
@@ -82,21 +94,25 @@ def status(cr: LLMDeployment, observed: Observed, *, now: str) -> Status:
     ready = sum(pod.ready for pod in pods)
     result: Status = {
         "observedGeneration": cr.metadata.generation,
-        "conditions": _conditions(cr, _verdict(cr, observed), now),
+        "conditions": _conditions(cr, observed, now),
         "replicas": len(pods),
         "readyReplicas": ready,
         "updatedReplicas": len(observed.current),
-        "replicasReady": f"{ready}/{cr.spec.replicas}",
+        "replicasReady": f"{ready}/{render.replicas(cr)}",
         "selector": ",".join(
-            f"{key}={value}" for key, value in sorted(render.selector(cr.metadata.name).items())
+            f"{key}={value}" for key, value in sorted(names.selector(cr.metadata.name).items())
         ),
-        "endpoint": render.endpoint(cr),
+        "endpoint": names.endpoint(cr),
     }
     if observed.decision:
         result["target"] = observed.decision.target
         result["targetReason"] = observed.decision.reason
     if observed.image:
         result["image"] = observed.image
+    if observed.device:
+        result["device"] = dict(observed.device)
+    if observed.cold_start:
+        result["coldStart"] = dict(observed.cold_start)
     return result
 
 
@@ -108,7 +124,7 @@ def condition(status_: Body, type_: str) -> Body | None:
 def _verdict(cr: LLMDeployment, observed: Observed) -> _Verdict:
     problem = observed.problem
     ready = sum(pod.ready for pod in observed.current)
-    if problem and not (problem.transient and ready):
+    if problem and not ((problem.transient or problem.aside) and ready):
         return _Verdict(
             ready=False,
             reason=problem.reason,
@@ -116,35 +132,39 @@ def _verdict(cr: LLMDeployment, observed: Observed) -> _Verdict:
             reconciling=not problem.stalled,
             stalled=problem.stalled,
         )
-    if cr.spec.replicas == 0:
-        return _scaled_to_zero(observed)
+    if render.replicas(cr) == 0:
+        return _scaled_to_zero(cr, observed)
     if ready:
         return _serving(cr, observed, ready)
     return _not_serving(observed)
 
 
-def _scaled_to_zero(observed: Observed) -> _Verdict:
+def _scaled_to_zero(cr: LLMDeployment, observed: Observed) -> _Verdict:
     left = len(observed.pods)
-    message = "spec.replicas is 0: nothing serves"
-    if left:
-        message = f"spec.replicas is 0: {_pods(left)} left to stop"
+    why = "spec.suspend is true" if cr.spec.suspend else "spec.replicas is 0"
     return _Verdict(
-        ready=False, reason=reasons.SCALED_TO_ZERO, message=message, reconciling=left > 0
+        ready=False,
+        reason=reasons.SUSPENDED if cr.spec.suspend else reasons.SCALED_TO_ZERO,
+        message=f"{why}: {_pods(left)} left to stop" if left else f"{why}: nothing serves",
+        reconciling=left > 0,
     )
 
 
 def _serving(cr: LLMDeployment, observed: Observed, ready: int) -> _Verdict:
-    complete = ready == cr.spec.replicas == len(observed.pods) and not observed.problem
-    message = f"{ready} of {cr.spec.replicas} replicas serve {cr.spec.model.id}"
-    hindrance = observed.problem or _diagnosis(observed)
+    problem, replicas = observed.problem, render.replicas(cr)
+    complete = ready == replicas == len(observed.pods) and not problem
+    message = f"{ready} of {replicas} replicas serve {cr.spec.model.id}"
+    hindrance = problem or _diagnosis(observed)
     if not complete and hindrance:
         message += f"; {hindrance.message}"
+    stalled = problem.stalled if problem else not complete and _deadline_exceeded(observed)
     return _Verdict(
         ready=True,
         reason=reasons.MODEL_SERVING,
         message=message,
-        reconciling=not complete,
-        stalled=not complete and _deadline_exceeded(observed),
+        reconciling=not complete and not (problem and problem.stalled),
+        stalled=stalled,
+        stalled_reason=problem.reason if problem else reasons.PROGRESS_DEADLINE_EXCEEDED,
     )
 
 
@@ -200,28 +220,75 @@ def _deployment_condition(deployment: Body | None, type_: str) -> Body | None:
     return condition((deployment or {}).get("status", {}), type_)
 
 
-def _conditions(cr: LLMDeployment, verdict: _Verdict, now: str) -> list[Status]:
-    wanted = [(READY, verdict.ready, verdict.reason)]
+def _conditions(cr: LLMDeployment, observed: Observed, now: str) -> list[Status]:
+    verdict = _verdict(cr, observed)
+    ready = _Aspect(READY, str(verdict.ready), verdict.reason, verdict.message)
+    aspects: list[_Aspect | None] = [ready]
     if verdict.reconciling:
         reason = reasons.ROLLOUT_IN_PROGRESS if verdict.ready else verdict.reason
-        wanted.append((RECONCILING, True, reason))
+        aspects.append(_Aspect(RECONCILING, "True", reason, verdict.message))
     if verdict.stalled:
-        reason = reasons.PROGRESS_DEADLINE_EXCEEDED if verdict.ready else verdict.reason
-        wanted.append((STALLED, True, reason))
+        reason = verdict.stalled_reason or verdict.reason
+        aspects.append(_Aspect(STALLED, "True", reason, verdict.message))
+    aspects += [_accelerated(observed), _autoscaled(cr, observed)]
     before = {each.type: each for each in cr.status.conditions}
     return [
         {
-            "type": type_,
-            "status": str(holds),
-            "reason": reason,
-            "message": _short(verdict.message),
-            "lastTransitionTime": before[type_].last_transition_time
-            if type_ in before and before[type_].status == str(holds)
+            "type": aspect.type,
+            "status": aspect.status,
+            "reason": aspect.reason,
+            "message": _short(aspect.message),
+            "lastTransitionTime": before[aspect.type].last_transition_time
+            if aspect.type in before and before[aspect.type].status == aspect.status
             else now,
             "observedGeneration": cr.metadata.generation,
         }
-        for type_, holds, reason in wanted
+        for aspect in aspects
+        if aspect is not None
     ]
+
+
+@dataclass(frozen=True)
+class _Aspect:
+    """A condition without its times."""
+
+    type: str
+    status: str
+    reason: str
+    message: str
+
+
+def _accelerated(observed: Observed) -> _Aspect | None:
+    """Whether the server really uses the GPU it was given."""
+    if observed.decision is None or observed.decision.target != "gpu":
+        return None
+    device = observed.device
+    if device is None:
+        message = "no server of the current generation has said yet what it runs on"
+        return _Aspect(ACCELERATED, "Unknown", reasons.NOT_REPORTED, message)
+    name = device.get("name") or device["type"]
+    if device["type"] == "cpu":
+        message = (
+            f"a GPU was asked for but the server runs on cpu ({name}): see that the image is one"
+            " for gpu and that the node's driver and device plugin work"
+        )
+        return _Aspect(ACCELERATED, "False", reasons.CPU_FALLBACK, message)
+    return _Aspect(ACCELERATED, "True", reasons.GPU_IN_USE, f"the server runs on {name}")
+
+
+def _autoscaled(cr: LLMDeployment, observed: Observed) -> _Aspect | None:
+    """Whether the autoscaler can do its work, in its own words."""
+    if cr.spec.autoscaling is None or cr.spec.suspend:
+        return None
+    autoscaler = observed.autoscaler or {}
+    said = condition(autoscaler.get("status", {}), "ScalingActive") or condition(
+        autoscaler.get("status", {}), READY
+    )
+    if said is None:
+        message = "the autoscaler has not said anything yet"
+        return _Aspect(AUTOSCALED, "Unknown", reasons.NOT_REPORTED, message)
+    reason = said.get("reason") or reasons.NOT_REPORTED
+    return _Aspect(AUTOSCALED, said["status"], reason, said.get("message", ""))
 
 
 def _short(message: str) -> str:

@@ -5,47 +5,77 @@ right is decided by the pure modules; when it runs, and how often, is the busine
 work queue.
 """
 
-import asyncio
 import datetime as dt
 import logging
-import secrets
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pydantic import ValidationError
 
-from llm_operator import api, conditions, drift, hardware, images, reasons, render
+from llm_operator import (
+    coldstart,
+    conditions,
+    hardware,
+    images,
+    names,
+    ownership,
+    pods,
+    podtemplate,
+    reasons,
+    render,
+    rollout,
+    validity,
+    volumes,
+)
 from llm_operator.api import LLMDeployment
 from llm_operator.cache import Body, Cache, Key
 from llm_operator.conditions import Observed, Problem
+from llm_operator.configs import Configs
+from llm_operator.events import event
 from llm_operator.hardware import Decision
+from llm_operator.inspection import Inspection
 from llm_operator.kube import (
     DEPLOYMENT,
     EVENT,
+    HORIZONTAL_POD_AUTOSCALER,
     LLM_DEPLOYMENT,
-    SERVICE,
+    PERSISTENT_VOLUME_CLAIM,
+    SCALED_OBJECT,
     ApiError,
     Kube,
-    Resource,
 )
+from llm_operator.manifest import Manifest
+from llm_operator.pods import Pod
+from llm_operator.podtemplate import Choices
+from llm_operator.references import references
 from llm_operator.settings import Settings
+from llm_operator.telemetry import Telemetry
 from llm_operator.workqueue import Retry
+from llm_operator.writer import Writer
 
 logger = logging.getLogger(__name__)
 
 # Steps on the way, not worth a warning to a person.
 _QUIET_REASONS = frozenset({reasons.ROLLOUT_IN_PROGRESS, reasons.MODEL_LOADING})
+_WANTED_REASONS = frozenset({reasons.SCALED_TO_ZERO, reasons.SUSPENDED})
+_GONE = frozenset({404, 409})
+
+_LISTEN_SECONDS = 15.0
+"""When to look again at a pod about which only Events tell."""
+_PATIENCE = dt.timedelta(seconds=10)
+"""How long the preparation of a pod takes without anybody asking why."""
 
 
 @dataclass(frozen=True)
 class Plan:
     """What should exist for one LLMDeployment."""
 
-    decision: Decision
-    image: str | None
-    deployment: render.Manifest | None
-    service: render.Manifest | None
+    decision: Decision | None = None
+    image: str | None = None
+    manifests: Sequence[Manifest] = ()
+    template: str | None = None
+    """Digest of the pod template."""
     problem: Problem | None = None
 
 
@@ -56,6 +86,9 @@ class Controller:
         kube: Where objects are written.
         cache: What is known of them.
         settings: What the person who installed the operator decided.
+        inspection: Who asks pods.
+        configs: Who knows what Secrets and ConfigMaps hold; None if they may not be read.
+        telemetry: Who counts.
     """
 
     def __init__(
@@ -64,31 +97,80 @@ class Controller:
         kube: Kube,
         cache: Cache,
         settings: Settings,
+        inspection: Inspection,
+        configs: Configs | None,
+        telemetry: Telemetry,
     ) -> None:
         self._kube = kube
         self._cache = cache
         self._settings = settings
+        self._inspection = inspection
+        self._configs = configs
+        self._telemetry = telemetry
+        self._writer = Writer(kube=kube, cache=cache)
 
-    async def reconcile(self, key: Key) -> None:
+    async def reconcile(self, key: Key) -> float | None:
         """Bring the LLMDeployment `key` one step, usually the only one, nearer to its spec.
 
         Writes nothing if everything is as it should be.
+
+        Returns:
+            Seconds after which it wants to look again, if it does.
 
         Raises:
             Retry: something is in the way that may go away by itself.
         """
         body = self._cache.get(LLM_DEPLOYMENT, key)
         if body is None or "deletionTimestamp" in body["metadata"]:
-            return
+            self._forget(key)
+            return None
         cr, problem = _read(body)
-        plan = self._plan(cr, key) if problem is None else None
-        if plan:
-            problem = plan.problem or await self._write(cr, key, plan)
-        await self._report(body, cr, key, plan, problem)
+        found = self._pods(cr, key)
+        plan = Plan(problem=problem)
+        if problem is None:
+            cr, plan = await self._plan(cr, key, found)
+            if plan.problem is None:
+                problem = await self._writer.write(cr, key, plan.manifests)
+            else:
+                problem = plan.problem
+        observed = self._observe(cr, key, plan, found)
+        await self._report(body, cr, replace(observed, problem=problem))
         if problem and not problem.final:
             raise Retry(f"{problem.reason}: {problem.message}")
+        listening = any(pod.diagnosis and pod.diagnosis.in_words_of_events for pod in found)
+        return _LISTEN_SECONDS if listening else None
 
-    def _plan(self, cr: LLMDeployment, key: Key) -> Plan:
+    def _forget(self, key: Key) -> None:
+        self._inspection.keep(key, ())
+        if self._configs:
+            self._configs.forget(key)
+
+    def _pods(self, cr: LLMDeployment, key: Key) -> list[Pod]:
+        """The pods of `cr`, with what the kubelet's Events tell of those that do not begin."""
+        found = conditions.read_pods(self._cache.pods(key), since=cr.metadata.creation_timestamp)
+        self._inspection.keep(key, found)
+        return [
+            pods.explained(pod, self._inspection.warnings_about(key, pod))
+            if _needs_explanation(pod)
+            else pod
+            for pod in found
+        ]
+
+    async def _plan(
+        self, cr: LLMDeployment, key: Key, found: Sequence[Pod]
+    ) -> tuple[LLMDeployment, Plan]:
+        """`cr` with its hardware profile, and what should exist for it."""
+        try:
+            cr = validity.resolve(cr, self._settings.hardware_profiles)
+            access_modes = await self._access_modes(cr, key)
+            validity.check_claim(cr, access_modes)
+            config_digest = await self._config_digest(cr, key)
+        except validity.InvalidSpecError as error:
+            # A claim may be made anew; a profile cannot appear before the operator is restarted.
+            problem = Problem(reasons.INVALID_SPEC, str(error), stalled=True, final=False)
+            return cr, Plan(problem=problem)
+        except ApiError as error:
+            return cr, Plan(problem=Problem(reasons.API_ERROR, str(error), transient=True))
         default = self._settings.runtime_image
         decision = hardware.choose(
             cr.spec,
@@ -103,93 +185,69 @@ class Controller:
                 " installing the operator (runtime.image.repository of the chart)"
             )
             problem = Problem(reasons.INVALID_SPEC, message, stalled=True, final=True)
-            return Plan(decision, None, None, None, problem)
-        manifest = render.deployment(
-            cr,
+            return cr, Plan(decision, problem=problem)
+        choices = Choices(
             target=decision.target,
             image=image,
             pull_policy=default.pull_policy,
             pull_secrets=default.pull_secrets,
+            config_digest=config_digest,
         )
-        return Plan(decision, image, manifest, render.service(cr))
+        template = podtemplate.template(cr.metadata.name, cr.spec, choices)
+        in_place = rollout.replaces_in_place(
+            cr,
+            target=decision.target,
+            template=podtemplate.digest_of(template),
+            pods=found,
+            live=self._cache.get(DEPLOYMENT, key),
+            pinned=validity.is_pinned(cr.spec, access_modes),
+        )
+        manifests = render.objects(
+            cr, template, in_place=in_place, operator_namespace=self._settings.namespace or None
+        )
+        return cr, Plan(decision, image, manifests, podtemplate.digest_of(template))
+
+    async def _access_modes(self, cr: LLMDeployment, key: Key) -> Sequence[str]:
+        """Access modes of the claim that the pods share; none if there is no claim yet."""
+        claim = volumes.claim_of(cr.spec)
+        if claim is None:
+            return ()
+        live = await self._kube.get(PERSISTENT_VOLUME_CLAIM, key[0], claim)
+        return tuple(live["spec"].get("accessModes", ())) if live else ()
+
+    async def _config_digest(self, cr: LLMDeployment, key: Key) -> str | None:
+        if self._configs is None:
+            return None
+        return await self._configs.digest(key, references(cr.spec))
 
     def _previous(self, cr: LLMDeployment, key: Key) -> Decision | None:
         """What was chosen before, by the status, else by the Deployment."""
         if cr.status.target:
             return Decision(cr.status.target, cr.status.target_reason or "")
         live = self._cache.get(DEPLOYMENT, key)
-        if live is None or not _owned(live, cr):
+        if live is None or not ownership.owned(live, cr):
             return None
         labels = live["spec"]["template"]["metadata"].get("labels", {})
-        target = labels.get(render.TARGET_LABEL)
+        target = labels.get(names.TARGET_LABEL)
         return Decision(target, "") if target in ("cpu", "gpu") else None
 
-    async def _write(self, cr: LLMDeployment, key: Key, plan: Plan) -> Problem | None:
-        """Write the objects that differ. Returns what is in the way, if anything is."""
-        wanted = [(DEPLOYMENT, plan.deployment), (SERVICE, plan.service)]
-        problems = await asyncio.gather(
-            *(
-                self._ensure(cr, key, resource, manifest)
-                for resource, manifest in wanted
-                if manifest is not None
-            )
-        )
-        return next((problem for problem in problems if problem), None)
-
-    async def _ensure(
-        self, cr: LLMDeployment, key: Key, resource: Resource, manifest: render.Manifest
-    ) -> Problem | None:
-        """Make the object what `manifest` says, unless it belongs to somebody else."""
-        live = self._cache.get(resource, key)
-        try:
-            if live is None:
-                if await self._is_gone(cr):
-                    return None
-                live = await self._kube.get(resource, *key)
-            if live is not None:
-                problem = _occupied(live, cr, resource)
-                if problem or drift.matches(manifest, live):
-                    return problem
-            answer = await self._kube.apply(resource, manifest, force=live is not None)
-        except ApiError as error:
-            return _problem(error, resource, cr.metadata.name)
-        self._cache.put(resource, answer)
-        logger.info("%s/%s: applied %s", *key, resource.kind)
-        return None
-
-    async def _is_gone(self, cr: LLMDeployment) -> bool:
-        """Whether the LLMDeployment was deleted while its objects vanished: nothing is put back.
-
-        An object never seen before needs no look: its objects are missing because it is new.
-        """
-        if cr.status.observed_generation is None:
-            return False
-        live = await self._kube.get(LLM_DEPLOYMENT, cr.metadata.namespace, cr.metadata.name)
-        return (
-            live is None
-            or live["metadata"]["uid"] != cr.metadata.uid
-            or "deletionTimestamp" in live["metadata"]
-        )
-
-    async def _report(
-        self,
-        body: Body,
-        cr: LLMDeployment,
-        key: Key,
-        plan: Plan | None,
-        problem: Problem | None,
-    ) -> None:
-        """Write the status if it changed, and an Event if that is news."""
-        manifest = plan.deployment if plan else None
+    def _observe(self, cr: LLMDeployment, key: Key, plan: Plan, found: Sequence[Pod]) -> Observed:
         live = self._cache.get(DEPLOYMENT, key)
-        observed = Observed(
-            template=render.template_digest(manifest) if manifest else None,
-            deployment=live if live and _owned(live, cr) else None,
-            pods=conditions.read_pods(self._cache.pods(key), since=cr.metadata.creation_timestamp),
-            decision=plan.decision if plan else None,
-            image=plan.image if plan else None,
-            problem=problem,
+        device, cold_start = self._newest(cr, key, plan, found)
+        return Observed(
+            template=plan.template,
+            deployment=live if live and ownership.owned(live, cr) else None,
+            pods=found,
+            decision=plan.decision,
+            image=plan.image,
+            device=device,
+            cold_start=cold_start,
+            autoscaler=self._cache.get(HORIZONTAL_POD_AUTOSCALER, key)
+            or self._cache.get(SCALED_OBJECT, key),
         )
+
+    async def _report(self, body: Body, cr: LLMDeployment, observed: Observed) -> None:
+        """Write the status if it changed, and Events if that is news."""
         status = conditions.status(cr, observed, now=_now())
         before = body.get("status", {})
         if status == before:
@@ -197,35 +255,64 @@ class Controller:
         try:
             answer = await self._kube.apply_status(
                 LLM_DEPLOYMENT,
-                {"namespace": key[0], "name": key[1], "uid": cr.metadata.uid},
+                cr.metadata.model_dump(include={"namespace", "name", "uid"}),
                 status,
             )
         except ApiError as error:
-            if error.status in {404, 409}:  # deleted meanwhile, or another object by now
+            if error.status in _GONE:  # deleted meanwhile, or another object by now
                 return
             raise Retry(f"status not written: {error}") from error
         self._cache.put(LLM_DEPLOYMENT, answer)
+        self._count(cr, before, status)
         await self._announce(cr, before, status)
 
+    def _newest(
+        self, cr: LLMDeployment, key: Key, plan: Plan, found: Sequence[Pod]
+    ) -> tuple[Mapping[str, Any] | None, Mapping[str, Any] | None]:
+        """What the newest ready pod's server runs on, and how that pod came to serve."""
+        ready = [pod for pod in found if pod.ready and pod.template == plan.template]
+        before = cr.status.model_dump(
+            mode="json", by_alias=True, exclude_none=True, include={"device", "cold_start"}
+        )
+        if not ready:
+            return None, before.get("coldStart")
+        pod = ready[-1]
+        known = before.get("coldStart", {}).get("pod") == pod.name
+        if known and "device" in before:
+            return before["device"], before["coldStart"]
+        findings = self._inspection.of(key, pod)
+        if known and findings.report is None:
+            return None, before["coldStart"]
+        device = findings.report.device if findings.report else None
+        return device, coldstart.cold_start(pod, findings.report, findings.pull)
+
+    def _count(self, cr: LLMDeployment, before: Body, status: Body) -> None:
+        """Count a cold start once for each pod."""
+        was, now = before.get("coldStart", {}), status.get("coldStart")
+        if now and now["pod"] != was.get("pod"):
+            self._telemetry.observe_cold_start(
+                cr.spec.model.id, status.get("target", ""), coldstart.total_seconds(now)
+            )
+
     async def _announce(self, cr: LLMDeployment, before: Body, status: Body) -> None:
-        """An Event when the object begins to serve, or when something new is in the way."""
+        """Events when the object begins to serve, or when something new is in the way."""
         was = conditions.condition(before, conditions.READY) or {}
         now = conditions.condition(status, conditions.READY) or {}
-        if (was.get("status"), was.get("reason")) == (now["status"], now["reason"]):
-            return
-        logger.info(
-            "%s/%s: Ready=%s %s: %s",
-            cr.metadata.namespace,
-            cr.metadata.name,
-            now["status"],
-            now["reason"],
-            now["message"],
-        )
-        if now["reason"] in _QUIET_REASONS:
-            return
-        normal = now["status"] == "True" or now["reason"] == reasons.SCALED_TO_ZERO
+        if (was.get("status"), was.get("reason")) != (now["status"], now["reason"]):
+            _log(cr, now)
+            if now["reason"] not in _QUIET_REASONS:
+                normal = now["status"] == "True" or now["reason"] in _WANTED_REASONS
+                await self._tell(cr, now, normal=normal)
+        was = conditions.condition(before, conditions.ACCELERATED) or {}
+        accelerated = conditions.condition(status, conditions.ACCELERATED)
+        if accelerated and accelerated["status"] == "False" != was.get("status"):
+            _log(cr, accelerated)
+            await self._tell(cr, accelerated, normal=False)
+
+    async def _tell(self, cr: LLMDeployment, condition: Body, *, normal: bool) -> None:
+        told = event(cr, condition, "Normal" if normal else "Warning", now=_now())
         try:
-            await self._kube.create(EVENT, _event(cr, now, "Normal" if normal else "Warning"))
+            await self._kube.create(EVENT, told)
         except ApiError as error:
             logger.warning("event not written: %s", error)
 
@@ -242,69 +329,25 @@ def _read(body: Body) -> tuple[LLMDeployment, Problem | None]:
         return LLMDeployment.parse(stub), problem
 
 
-def _owned(live: Body, cr: LLMDeployment) -> bool:
-    """Whether `cr` is the controller of the object `live`."""
-    owner = _controller(live)
-    return owner is not None and owner["uid"] == cr.metadata.uid
+def _needs_explanation(pod: Pod) -> bool:
+    """Whether only Events tell why a pod does not begin, and it should have by now."""
+    if not (pod.diagnosis and pod.diagnosis.in_words_of_events):
+        return False
+    if pod.diagnosis.failure or not pod.scheduled:
+        return True
+    return dt.datetime.now(dt.UTC) - dt.datetime.fromisoformat(pod.scheduled) > _PATIENCE
 
 
-def _controller(live: Body) -> Mapping[str, Any] | None:
-    owners: list[Mapping[str, Any]] = live["metadata"].get("ownerReferences", [])
-    return next((owner for owner in owners if owner.get("controller")), None)
-
-
-def _occupied(live: Body, cr: LLMDeployment, resource: Resource) -> Problem | None:
-    """Why the object `live` cannot become the one of `cr`."""
-    what = f"{resource.kind} {cr.metadata.name}"
-    owner = _controller(live)
-    former = owner is not None and (owner["kind"], owner["name"]) == (api.KIND, cr.metadata.name)
-    if not _owned(live, cr) and not former:
-        whose = f"belongs to {owner['kind']} {owner['name']}" if owner else "has no owner"
-        message = f"{what} exists and {whose}: delete it, or give the {api.KIND} another name"
-        return Problem(reasons.NAME_CONFLICT, message, stalled=True)
-    if former and not _owned(live, cr):
-        message = f"{what} of a deleted {api.KIND} of the same name is being removed"
-        return Problem(reasons.ROLLOUT_IN_PROGRESS, message)
-    if "deletionTimestamp" in live["metadata"]:
-        return Problem(reasons.ROLLOUT_IN_PROGRESS, f"{what} is being deleted")
-    return None
-
-
-def _problem(error: ApiError, resource: Resource, name: str) -> Problem:
-    """What an answer of the API server means to the user."""
-    message = f"{resource.kind} {name}: {error.message}"
-    # A field that the Deployment's schema lacks is answered with 500.
-    if error.status in {400, 422} or "field not declared in schema" in error.message:
-        return Problem(reasons.INVALID_SPEC, message, stalled=True, final=True)
-    if error.status == 403:  # noqa: PLR2004
-        quota = "exceeded quota" in error.message
-        return Problem(reasons.QUOTA_EXCEEDED if quota else reasons.FORBIDDEN, message)
-    return Problem(reasons.API_ERROR, message, transient=True)
-
-
-def _event(cr: LLMDeployment, condition: Body, type_: str) -> Body:
-    meta = cr.metadata
-    now = _now()
-    return {
-        "apiVersion": "v1",
-        "kind": "Event",
-        "metadata": {"namespace": meta.namespace, "name": f"{meta.name}.{secrets.token_hex(8)}"},
-        "involvedObject": {
-            "apiVersion": api.API_VERSION,
-            "kind": api.KIND,
-            "namespace": meta.namespace,
-            "name": meta.name,
-            "uid": meta.uid,
-        },
-        "type": type_,
-        "reason": condition["reason"],
-        "message": condition["message"],
-        "source": {"component": render.MANAGER},
-        "reportingComponent": render.MANAGER,
-        "firstTimestamp": now,
-        "lastTimestamp": now,
-        "count": 1,
-    }
+def _log(cr: LLMDeployment, condition: Body) -> None:
+    logger.info(
+        "%s/%s: %s=%s %s: %s",
+        cr.metadata.namespace,
+        cr.metadata.name,
+        condition["type"],
+        condition["status"],
+        condition["reason"],
+        condition["message"],
+    )
 
 
 def _now() -> str:

@@ -16,6 +16,7 @@ from llm_operator import api
 from llm_operator.fields import rules
 from llm_operator.reference import reference
 from llm_operator.schema import structural
+from llm_operator.status import LLMDeploymentStatus
 
 CRD_NAME = f"{api.PLURAL}.{api.GROUP}"
 
@@ -89,7 +90,7 @@ def _schema() -> dict[str, Any]:
             "kind": {"type": "string", "description": f"Always {api.KIND}."},
             "metadata": {"type": "object"},
             "spec": structural(api.LLMDeploymentSpec),
-            "status": structural(api.LLMDeploymentStatus),
+            "status": structural(LLMDeploymentStatus),
         },
     }
 
@@ -102,7 +103,9 @@ def _printer_columns() -> list[dict[str, Any]]:
         ("Replicas", "string", ".status.replicasReady", 0),
         ("Ready", "string", f"{ready}.status", 0),
         ("Reason", "string", f"{ready}.reason", 0),
+        ("Cold-Start", "string", ".status.coldStart.total", 0),
         ("Age", "date", ".metadata.creationTimestamp", 0),
+        ("Device", "string", ".status.device.name", 1),
         ("Image", "string", ".status.image", 1),
         ("Endpoint", "string", ".status.endpoint", 1),
         ("Message", "string", f"{ready}.message", 1),

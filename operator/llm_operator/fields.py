@@ -3,6 +3,7 @@
 Knows Kubernetes' syntax for names, quantities and images. Does not know what they are used for.
 """
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, StringConstraints, WithJsonSchema
@@ -23,6 +24,11 @@ ResourceName = Annotated[
 ]
 LabelKey = Annotated[str, StringConstraints(min_length=1, max_length=317)]
 LabelValue = Annotated[str, StringConstraints(max_length=63)]
+AnnotationValue = Annotated[str, StringConstraints(max_length=4096)]
+Url = Annotated[
+    str, StringConstraints(min_length=8, max_length=512, pattern=r"^https?://[^\s/?#@]+[^\s?#]*$")
+]
+"""Address of a service, without user, query or fragment."""
 
 
 def _checked(quantity: int | str) -> int | str:
@@ -45,6 +51,31 @@ Quantity = Annotated[
 ]
 
 
+def _share(share: int | str) -> int | str:
+    """`share` as it is; a ValueError if it is neither a number nor a percentage."""
+    if not re.match(_SHARE, str(share)):
+        msg = f"{share!r} is neither a number nor a percentage"
+        raise ValueError(msg)
+    return share
+
+
+_SHARE = r"^([0-9]{1,5}|[0-9]{1,3}%)$"
+
+Share = Annotated[
+    int | str,
+    AfterValidator(_share),
+    WithJsonSchema(
+        {
+            "anyOf": [{"type": "integer"}, {"type": "string"}],
+            "x-kubernetes-int-or-string": True,
+            "pattern": _SHARE,
+            "maxLength": 5,
+        }
+    ),
+]
+"""A number of pods, or a percentage of them."""
+
+
 def rules(*pairs: tuple[str, str]) -> dict[str, Any]:
     """CEL rules of a schema node, from pairs of (expression that must hold, what to change)."""
     return {
@@ -62,6 +93,17 @@ class ApiModel(BaseModel):
         populate_by_name=True,
         use_attribute_docstrings=True,
     )
+
+
+class SecretKey(ApiModel):
+    """A key of a Secret in the namespace of the LLMDeployment."""
+
+    name: ObjectName
+    """Name of the Secret."""
+    key: Annotated[
+        str, StringConstraints(min_length=1, max_length=253, pattern=r"^[-._A-Za-z0-9]+$")
+    ]
+    """Key in its data."""
 
 
 class LocalReference(ApiModel):

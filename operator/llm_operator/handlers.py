@@ -10,25 +10,11 @@ from dataclasses import dataclass
 
 import kopf
 
-from llm_operator import api
 from llm_operator.cache import Cache, Key, owner_of
 from llm_operator.deafness import Deafness
-from llm_operator.kube import (
-    DEPLOYMENT,
-    LLM_DEPLOYMENT,
-    NODE,
-    POD,
-    SERVICE,
-    Resource,
-)
+from llm_operator.kube import NODE, OWNED, POD, Resource
 from llm_operator.resync import MANAGED
 from llm_operator.workqueue import WorkQueue
-
-LLM_DEPLOYMENTS = (api.GROUP, api.VERSION, api.PLURAL)
-DEPLOYMENTS = ("apps", "v1", "deployments")
-SERVICES = ("", "v1", "services")
-PODS = ("", "v1", "pods")
-NODES = ("", "v1", "nodes")
 
 
 @dataclass
@@ -84,39 +70,21 @@ def kopf_settings() -> kopf.OperatorSettings:
     # Short at the end: once the API server is back, a watch must be too before it seems deaf.
     settings.networking.error_backoffs = (1, 1, 2, 3, *[5] * 10)
     settings.persistence.diffbase_storage = NoDiffBase()
-    for resource in (DEPLOYMENTS, SERVICES, PODS):
-        settings.watching.label_selectors[resource] = MANAGED
+    for resource in (*OWNED, POD):
+        settings.watching.label_selectors[_selector(resource)] = MANAGED
     return settings
 
 
-@kopf.on.event(*LLM_DEPLOYMENTS)
-async def llm_deployment_changed(*, memo: Operator, event: kopf.RawEvent, **_: object) -> None:
-    """An LLMDeployment was made, changed or deleted."""
-    memo.saw(LLM_DEPLOYMENT, event)
+def watch(resource: Resource) -> None:
+    """Have a kind of objects watched. Called before kopf starts."""
+
+    # A name and a docstring of its own would say no more: all kinds are treated alike.
+    @kopf.on.event(*_selector(resource), id=f"{resource.plural}-changed")
+    async def changed(*, memo: Operator, event: kopf.RawEvent, **_: object) -> None:
+        memo.saw(resource, event)
 
 
-@kopf.on.event(*DEPLOYMENTS)
-async def deployment_changed(*, memo: Operator, event: kopf.RawEvent, **_: object) -> None:
-    """A Deployment got on, was edited or deleted."""
-    memo.saw(DEPLOYMENT, event)
-
-
-@kopf.on.event(*SERVICES)
-async def service_changed(*, memo: Operator, event: kopf.RawEvent, **_: object) -> None:
-    """A Service was edited or deleted."""
-    memo.saw(SERVICE, event)
-
-
-@kopf.on.event(*PODS)
-async def pod_changed(*, memo: Operator, event: kopf.RawEvent, **_: object) -> None:
-    """A pod was scheduled, started, became ready, failed or ended."""
-    memo.saw(POD, event)
-
-
-def watch_nodes() -> None:
-    """Have the cluster's nodes watched too. Called before kopf starts, where that is allowed."""
-
-    @kopf.on.event(*NODES)
-    async def node_changed(*, memo: Operator, event: kopf.RawEvent, **_: object) -> None:
-        """A node came, changed or went. What was decided stays: nothing is looked at again."""
-        memo.saw(NODE, event)
+def _selector(resource: Resource) -> tuple[str, str, str]:
+    """Group, version and plural, as kopf names a kind."""
+    group, _, version = resource.api_version.rpartition("/")
+    return group, version, resource.plural

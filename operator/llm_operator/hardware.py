@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from llm_operator import quantities
-from llm_operator.api import Gpu, LLMDeploymentSpec, Target
+from llm_operator.api import Gpu, LLMDeploymentSpec
 from llm_operator.podspec import Toleration
+from llm_operator.status import Target
 
 # Labels of NVIDIA's GPU feature discovery. Memory is in MiB.
 PRODUCT_LABEL = "nvidia.com/gpu.product"

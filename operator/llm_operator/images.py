@@ -2,7 +2,8 @@
 
 from typing import Protocol
 
-from llm_operator.api import Image, Target
+from llm_operator.api import Image
+from llm_operator.status import Target
 
 
 class ImageChoice(Protocol):

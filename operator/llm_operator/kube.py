@@ -8,7 +8,7 @@ import asyncio
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 from urllib.parse import quote
@@ -16,6 +16,7 @@ from urllib.parse import quote
 import aiohttp
 from kubernetes.aio import config
 from kubernetes.aio.client import ApiClient, Configuration
+from kubernetes.aio.client.rest import RESTResponse
 
 from llm_operator import api
 
@@ -27,7 +28,11 @@ _TIMEOUT = aiohttp.ClientTimeout(total=30)
 _CONNECTIONS = 32
 _JSON = "application/json"
 _APPLY = "application/apply-patch+yaml"
+_METADATA = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
+_METADATA_LIST = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
+_WATCH_SECONDS = 300
 
+HTTP_OK = 200
 HTTP_NOT_FOUND = 404
 
 logger = logging.getLogger(__name__)
@@ -56,6 +61,29 @@ SERVICE = Resource("v1", "Service", "services")
 POD = Resource("v1", "Pod", "pods")
 NODE = Resource("v1", "Node", "nodes")
 EVENT = Resource("v1", "Event", "events")
+SECRET = Resource("v1", "Secret", "secrets")
+CONFIG_MAP = Resource("v1", "ConfigMap", "configmaps")
+PERSISTENT_VOLUME_CLAIM = Resource("v1", "PersistentVolumeClaim", "persistentvolumeclaims")
+NETWORK_POLICY = Resource("networking.k8s.io/v1", "NetworkPolicy", "networkpolicies")
+POD_DISRUPTION_BUDGET = Resource("policy/v1", "PodDisruptionBudget", "poddisruptionbudgets")
+HORIZONTAL_POD_AUTOSCALER = Resource(
+    "autoscaling/v2", "HorizontalPodAutoscaler", "horizontalpodautoscalers"
+)
+SCALED_OBJECT = Resource("keda.sh/v1alpha1", "ScaledObject", "scaledobjects")
+POD_MONITOR = Resource("monitoring.coreos.com/v1", "PodMonitor", "podmonitors")
+
+OPTIONAL = frozenset({SCALED_OBJECT, POD_MONITOR})
+"""Kinds that a cluster has only if something else is installed."""
+OWNED = (
+    DEPLOYMENT,
+    SERVICE,
+    NETWORK_POLICY,
+    POD_DISRUPTION_BUDGET,
+    HORIZONTAL_POD_AUTOSCALER,
+    SCALED_OBJECT,
+    POD_MONITOR,
+)
+"""Kinds of which an LLMDeployment may have one object, that carries its name."""
 
 
 class ApiError(Exception):
@@ -114,19 +142,94 @@ class Kube:
             raise
 
     async def list_all(
-        self, resource: Resource, namespace: str = "", *, selector: str = ""
+        self,
+        resource: Resource,
+        namespace: str = "",
+        *,
+        selector: str = "",
+        fields: str = "",
+        metadata_only: bool = False,
     ) -> tuple[list[Body], int]:
         """All objects of a kind in a namespace, or in all, and the version of the list.
+
+        Args:
+            resource: Kind of the objects.
+            namespace: Where to look; everywhere if empty.
+            selector: Labels that the objects have.
+            fields: Fields that the objects have, of the few that a kind can be selected by.
+            metadata_only: Leave out all but the metadata.
 
         Raises:
             ApiError: the API server refused.
         """
-        query = {"labelSelector": selector} if selector else {}
-        answer = await self._request("GET", resource.path(namespace), query=query)
+        given = {"labelSelector": selector, "fieldSelector": fields}
+        query = {name: value for name, value in given.items() if value}
+        accept = _METADATA_LIST if metadata_only else _JSON
+        answer = await self._request("GET", resource.path(namespace), query=query, accept=accept)
         # Items of a list do not say what they are; everywhere else objects do.
         kind = {"apiVersion": resource.api_version, "kind": resource.kind}
         items = [kind | item for item in answer["items"]]
         return items, int(answer["metadata"]["resourceVersion"])
+
+    async def watch_metadata(
+        self, resource: Resource, namespace: str, *, since: int
+    ) -> AsyncIterator[Body]:
+        """The metadata of objects as they change, until the API server ends the watch.
+
+        Args:
+            resource: Kind of the objects.
+            namespace: Where to look; everywhere if empty.
+            since: Version after which changes are told.
+
+        Raises:
+            ApiError: the API server refused, or the version is too old.
+        """
+        query = {
+            "watch": "1",
+            "resourceVersion": str(since),
+            "timeoutSeconds": str(_WATCH_SECONDS),
+            "allowWatchBookmarks": "true",
+        }
+        limits = aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=_WATCH_SECONDS + 30)
+        path = resource.path(namespace)
+        try:
+            response = await self._send("GET", path, query, limits=limits, accept=_METADATA)
+            if response.status != HTTP_OK:
+                _answer(response.status, await response.read())
+            async for line in response.response.content:
+                event = json.loads(line)
+                if event["type"] == "ERROR":
+                    status = event["object"]
+                    raise ApiError(
+                        status.get("code", 0), status.get("reason", ""), status.get("message", "")
+                    )
+                if event["type"] != "BOOKMARK":
+                    yield event["object"]
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise _no_answer(error) from error
+
+    async def serves(self, resource: Resource) -> bool:
+        """Whether the cluster has this kind at all.
+
+        Raises:
+            ApiError: the API server could not tell.
+        """
+        try:
+            answer = await self._request("GET", f"/apis/{resource.api_version}")
+        except ApiError as error:
+            if error.status == HTTP_NOT_FOUND:
+                return False
+            raise
+        return any(each["name"] == resource.plural for each in answer["resources"])
+
+    async def delete(self, resource: Resource, namespace: str, name: str, *, uid: str) -> None:
+        """Delete an object, unless it is another one by now.
+
+        Raises:
+            ApiError: the API server refused; it is gone, or another one of that name is there.
+        """
+        body = {"preconditions": {"uid": uid}, "propagationPolicy": "Background"}
+        await self._request("DELETE", resource.path(namespace, name), body=body)
 
     async def apply(self, resource: Resource, manifest: Mapping[str, Any], *, force: bool) -> Body:
         """Apply all the fields the operator owns, and return the object as it is now.
@@ -215,23 +318,43 @@ class Kube:
         query: Mapping[str, str] | None = None,
         body: Mapping[str, Any] | None = None,
         content_type: str = _JSON,
+        accept: str = _JSON,
     ) -> Body:
-        _, url, headers, _, _ = await self._client.param_serialize(
-            method,
-            path,
-            query_params=list((query or {}).items()),
-            header_params={"Accept": _JSON, "Content-Type": content_type},
-            auth_settings=["BearerToken"],
-        )
         try:
-            response = await self._client.call_api(
-                method, url, header_params=headers, body=body, _request_timeout=_TIMEOUT
+            response = await self._send(
+                method, path, query or {}, body=body, content_type=content_type, accept=accept
             )
             text = await response.read()
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            message = f"no answer from the API server: {error or type(error).__name__}"
-            raise ApiError(0, "NoAnswer", message) from error
+            raise _no_answer(error) from error
         return _answer(response.status, text)
+
+    async def _send(
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, str],
+        *,
+        body: Mapping[str, Any] | None = None,
+        content_type: str = _JSON,
+        accept: str = _JSON,
+        limits: aiohttp.ClientTimeout = _TIMEOUT,
+    ) -> RESTResponse:
+        _, url, headers, _, _ = await self._client.param_serialize(
+            method,
+            path,
+            query_params=list(query.items()),
+            header_params={"Accept": accept, "Content-Type": content_type},
+            auth_settings=["BearerToken"],
+        )
+        return await self._client.call_api(
+            method, url, header_params=headers, body=body, _request_timeout=limits
+        )
+
+
+def _no_answer(error: Exception) -> ApiError:
+    message = f"no answer from the API server: {error or type(error).__name__}"
+    return ApiError(0, "NoAnswer", message)
 
 
 def _answer(status: int, text: bytes) -> Body:

@@ -6,11 +6,11 @@ know which pods should exist.
 
 import datetime as dt
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
-from llm_operator import reasons, render
+from llm_operator import names, reasons
 
 Body = Mapping[str, Any]
 
@@ -38,6 +38,22 @@ _STARTING_REASONS = frozenset({"ContainerCreating", "PodInitializing"})
 _BACK_OFF = re.compile(r'^Back-off pulling image "[^"]*": (?:\w+: )?')
 
 
+# Warnings of the kubelet about a pod whose containers do not even begin.
+_VOLUME_WARNINGS = frozenset({"FailedMount", "FailedAttachVolume", "FailedMapVolume"})
+_SANDBOX_WARNING = "FailedCreatePodSandBox"
+_PULL_SECRET_WARNING = "FailedToRetrieveImagePullSecret"  # noqa: S105 - a reason, no secret
+# Each attempt has an id of its own; without it the message is still.
+_IDS = re.compile(r"\b[0-9a-f]{12,}\b")
+
+
+@dataclass(frozen=True)
+class Warned:
+    """A warning among the Events of a pod."""
+
+    reason: str
+    message: str
+
+
 @dataclass(frozen=True)
 class Diagnosis:
     """Why a pod is not ready."""
@@ -48,6 +64,8 @@ class Diagnosis:
     """Something is wrong, as opposed to not yet done."""
     stalled: bool = False
     """Waiting does not mend it."""
+    in_words_of_events: bool = False
+    """Only the pod's Events may tell what holds it up."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +73,16 @@ class Pod:
     """The facts of one pod."""
 
     name: str
+    uid: str
+    address: str | None
+    """IP address, once it has one."""
     created: str
+    scheduled: str | None
+    """When a node was found."""
+    started: str | None
+    """When the server's container last started."""
+    ready_since: str | None
+    """When it last became ready, while it is."""
     template: str | None
     """Digest of the template it was made from."""
     ready: bool
@@ -69,15 +96,48 @@ class Pod:
         """The facts of a Pod as the API server gives it."""
         metadata, status = body["metadata"], body.get("status", {})
         stopping = "deletionTimestamp" in metadata
-        ready = _condition(status, "Ready").get("status") == "True" and not stopping
+        readiness = _condition(status, "Ready")
+        ready = readiness.get("status") == "True" and not stopping
+        scheduled = _condition(status, "PodScheduled")
+        server = _named(status.get("containerStatuses", ()), names.CONTAINER)
         return cls(
             name=metadata["name"],
+            uid=metadata.get("uid", ""),
+            address=status.get("podIP"),
             created=metadata.get("creationTimestamp", ""),
-            template=metadata.get("labels", {}).get(render.TEMPLATE_LABEL),
+            scheduled=scheduled.get("lastTransitionTime")
+            if scheduled.get("status") == "True"
+            else None,
+            started=server.get("state", {}).get("running", {}).get("startedAt"),
+            ready_since=readiness.get("lastTransitionTime") if ready else None,
+            template=metadata.get("labels", {}).get(names.TEMPLATE_LABEL),
             ready=ready,
             counts=not stopping and status.get("phase") not in {"Failed", "Succeeded"},
             diagnosis=None if ready else _diagnose(body),
         )
+
+
+def explained(pod: Pod, warnings: Sequence[Warned]) -> Pod:
+    """`pod` with a diagnosis in the words of the warnings about it, newest first."""
+    if pod.diagnosis is None:
+        return pod
+    for warning in warnings:
+        said = _IDS.sub("…", warning.message)
+        if pod.diagnosis.reason == reasons.IMAGE_PULL_FAILED:
+            if warning.reason == _PULL_SECRET_WARNING:
+                message = f"{pod.diagnosis.message}; {said}"
+                return replace(pod, diagnosis=replace(pod.diagnosis, message=message))
+        elif warning.reason in _VOLUME_WARNINGS:
+            return _held_up(pod, reasons.VOLUME_NOT_READY, said)
+        elif warning.reason == _SANDBOX_WARNING:
+            return _held_up(pod, reasons.SANDBOX_FAILED, said)
+    return pod
+
+
+def _held_up(pod: Pod, reason: str, said: str) -> Pod:
+    message = f"pod {pod.name}: {said}"
+    diagnosis = Diagnosis(reason, message, failure=True, in_words_of_events=True)
+    return replace(pod, diagnosis=diagnosis)
 
 
 def _diagnose(body: Body) -> Diagnosis | None:
@@ -85,8 +145,10 @@ def _diagnose(body: Body) -> Diagnosis | None:
     scheduled = _condition(status, "PodScheduled")
     if scheduled.get("status") == "False":
         message = scheduled.get("message", "the pod is not scheduled")
-        return Diagnosis(reasons.UNSCHEDULABLE, message, failure=True)
-    server = _named(status.get("containerStatuses", ()), render.CONTAINER)
+        claim = "persistentvolumeclaim" in message.lower()
+        reason = reasons.VOLUME_NOT_READY if claim else reasons.UNSCHEDULABLE
+        return Diagnosis(reason, message, failure=True)
+    server = _named(status.get("containerStatuses", ()), names.CONTAINER)
     if not server:
         return None
     budget = _startup_budget(body)
@@ -99,8 +161,17 @@ def _waiting(pod: str, server: Body) -> Diagnosis | None:
     reason, message = waiting.get("reason", ""), waiting.get("message", "")
     if reason in _PULL_REASONS:
         said = _BACK_OFF.sub("", message) or reason
-        return Diagnosis(reasons.IMAGE_PULL_FAILED, said, failure=True, stalled=True)
-    if not reason or reason in _STARTING_REASONS or reason == "CrashLoopBackOff":
+        return Diagnosis(
+            reasons.IMAGE_PULL_FAILED,
+            said,
+            failure=True,
+            stalled=True,
+            in_words_of_events=True,
+        )
+    if reason in _STARTING_REASONS:
+        message = f"pod {pod} is being prepared: volumes and image"
+        return Diagnosis(reasons.ROLLOUT_IN_PROGRESS, message, in_words_of_events=True)
+    if not reason or reason == "CrashLoopBackOff":
         return None
     # For example CreateContainerConfigError: a Secret is missing. The kubelet tries again.
     return Diagnosis(reason, f"pod {pod}: {message or reason}", failure=True)
@@ -154,7 +225,7 @@ def _running(pod: str, server: Body, status: Body) -> Diagnosis | None:
 
 def _startup_budget(body: Body) -> int | None:
     """Seconds that the kubelet gives the server to start."""
-    server = _named(body.get("spec", {}).get("containers", ()), render.CONTAINER)
+    server = _named(body.get("spec", {}).get("containers", ()), names.CONTAINER)
     probe = server.get("startupProbe")
     return int(probe["periodSeconds"] * probe["failureThreshold"]) if probe else None
 

@@ -62,6 +62,29 @@ class Affinity(ApiModel):
     """Rules about pods to be apart from, as in a pod."""
 
 
+class TopologySpreadConstraint(ApiModel):
+    """How the pods spread over nodes, zones and so on, as in a pod."""
+
+    max_skew: Annotated[int, Field(ge=1, le=10_000)] = 1
+    """Most pods that one domain may have more than another."""
+    topology_key: LabelKey
+    """Node label whose values are the domains, for example topology.kubernetes.io/zone."""
+    when_unsatisfiable: Literal["DoNotSchedule", "ScheduleAnyway"]
+    """Whether a pod waits or is placed anyway where the constraint cannot be met."""
+    label_selector: Annotated[dict[str, Any], Field(json_schema_extra=_PASSED_THROUGH)] | None = (
+        None
+    )
+    """Pods that are counted, as in a pod. The pods of this LLMDeployment if not set."""
+    min_domains: Annotated[int, Field(ge=1, le=10_000)] | None = None
+    """Least number of domains, with DoNotSchedule."""
+    node_affinity_policy: Literal["Honor", "Ignore"] | None = None
+    """Whether only nodes count that selector and affinity allow. Honor if not set."""
+    node_taints_policy: Literal["Honor", "Ignore"] | None = None
+    """Whether only nodes count whose taints are tolerated. Ignore if not set."""
+    match_label_keys: Annotated[tuple[LabelKey, ...], Field(max_length=16)] = ()
+    """Pod labels whose values must be equal too, for example pod-template-hash."""
+
+
 class KeySelector(ApiModel):
     """A key of a Secret or ConfigMap in the namespace of the LLMDeployment."""
 
@@ -101,6 +124,41 @@ class EnvVarSource(ApiModel):
     """Key of a ConfigMap."""
     field_ref: FieldSelector | None = None
     """Field of the pod."""
+
+
+class WholeReference(ApiModel):
+    """A Secret or ConfigMap, all of whose keys are taken."""
+
+    name: ObjectName
+    """Name of the object."""
+    optional: bool | None = None
+    """Start without it when it does not exist."""
+
+
+class EnvFromSource(ApiModel):
+    """A Secret or ConfigMap whose keys become environment variables, as in a container."""
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            (
+                "has(self.secretRef) != has(self.configMapRef)",
+                "an entry of envFrom names exactly one of secretRef and configMapRef",
+            )
+        )
+    )
+
+    prefix: (
+        Annotated[
+            str,
+            StringConstraints(max_length=128, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$"),
+        ]
+        | None
+    ) = None
+    """Put before every key."""
+    secret_ref: WholeReference | None = None
+    """The Secret."""
+    config_map_ref: WholeReference | None = None
+    """The ConfigMap."""
 
 
 class EnvVar(ApiModel):

@@ -16,10 +16,12 @@ import kopf
 
 from llm_operator import api, handlers
 from llm_operator.cache import Cache, Key
+from llm_operator.configs import Configs
 from llm_operator.controller import Controller
 from llm_operator.deafness import Deafness
 from llm_operator.endpoints import Answer, Endpoints
-from llm_operator.kube import LLM_DEPLOYMENT, ApiError, Kube
+from llm_operator.inspection import Inspection
+from llm_operator.kube import LLM_DEPLOYMENT, NODE, POD, ApiError, Kube
 from llm_operator.lease import Identity, Lease, LeaseLostError
 from llm_operator.resync import Resync
 from llm_operator.settings import Settings
@@ -74,6 +76,8 @@ class Process:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._lease: Lease | None = None
         self._queue: WorkQueue[Key] | None = None
+        self._inspection: Inspection | None = None
+        self._configs: Configs | None = None
         self._telemetry = Telemetry(
             llm_deployments=self._llm_deployments,
             queue=lambda: self._queue.load() if self._queue else (0, 0, 0),
@@ -151,7 +155,18 @@ class Process:
         )
 
     def _assemble(self, kube: Kube) -> Resync:
-        controller = Controller(kube=kube, cache=self._cache, settings=self._settings)
+        self._inspection = Inspection(kube=kube, add=self._add)
+        if self._settings.roll_on_config_change:
+            namespaces = self._settings.watch_namespaces
+            self._configs = Configs(kube=kube, namespaces=namespaces, add=self._add)
+        controller = Controller(
+            kube=kube,
+            cache=self._cache,
+            settings=self._settings,
+            inspection=self._inspection,
+            configs=self._configs,
+            telemetry=self._telemetry,
+        )
         self._queue = WorkQueue(controller.reconcile, observe=self._telemetry.reconciled)
         return Resync(
             kube=kube,
@@ -161,12 +176,20 @@ class Process:
             listed=self._deafness.listed,
         )
 
+    def _add(self, key: Key) -> None:
+        """Have an LLMDeployment looked at."""
+        if self._queue:
+            self._queue.add(key)
+
     async def _prepare(self, kube: Kube, resync: Resync) -> None:
         """Learn of everything there is before the watches begin."""
         await kube.wait_until_served(api.API_VERSION)
         await resync.first()
+        watched = [LLM_DEPLOYMENT, POD, *await resync.kinds()]
         if self._settings.watch_nodes:
-            handlers.watch_nodes()
+            watched.append(NODE)
+        for resource in watched:
+            handlers.watch(resource)
 
     async def _watch(self) -> None:
         """Run kopf until it is told to stop.
@@ -213,6 +236,9 @@ class Process:
         await _cancel(self._tasks - {kopf_task})
         if self._queue:
             await self._queue.close(grace=0 if self._refusal() else _GRACE_SECONDS)
+        for helper in (self._inspection, self._configs):
+            if helper:
+                await helper.close()
         if self._lease:
             await self._lease.release()
         if kopf_task:

@@ -8,14 +8,14 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterable, Sequence
 
-from llm_operator import render
+from llm_operator import names
 from llm_operator.cache import Body, Cache, Key
 from llm_operator.kube import (
-    DEPLOYMENT,
     LLM_DEPLOYMENT,
     NODE,
+    OPTIONAL,
+    OWNED,
     POD,
-    SERVICE,
     ApiError,
     Kube,
     Resource,
@@ -24,7 +24,7 @@ from llm_operator.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-MANAGED = f"{render.MANAGED_BY_LABEL}={render.MANAGER}"
+MANAGED = f"{names.MANAGED_BY_LABEL}={names.MANAGER}"
 """Selects the objects that the operator made, and their pods."""
 
 _RETRY_SECONDS = 2
@@ -88,17 +88,25 @@ class Resync:
         """
         namespaces = self._settings.watch_namespaces or ("",)
         concerned: set[Key] = set()
-        for resource, selector in (
-            (LLM_DEPLOYMENT, ""),
-            (DEPLOYMENT, MANAGED),
-            (SERVICE, MANAGED),
-            (POD, MANAGED),
-        ):
-            concerned |= await self._list(resource, namespaces, selector)
+        concerned |= await self._list(LLM_DEPLOYMENT, namespaces, "")
+        for resource in (*await self.kinds(), POD):
+            concerned |= await self._list(resource, namespaces, MANAGED)
         if self._settings.watch_nodes:
             await self._list(NODE, ("",), "")
         for key in concerned.union(self._cache.llm_deployments()):
             self._add(key)
+
+    async def kinds(self) -> list[Resource]:
+        """The kinds of objects that an LLMDeployment may have in this cluster.
+
+        Raises:
+            ApiError: the API server could not tell.
+        """
+        return [
+            resource
+            for resource in OWNED
+            if resource not in OPTIONAL or await self._kube.serves(resource)
+        ]
 
     async def _list(self, resource: Resource, namespaces: Iterable[str], selector: str) -> set[Key]:
         concerned: set[Key] = set()

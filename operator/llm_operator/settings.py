@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from llm_operator.fields import LocalReference, PullPolicy
+from llm_operator.profiles import HardwareProfile
 
 PREFIX = "LLM_OPERATOR_"
 
@@ -48,6 +49,13 @@ def _nothing_if_empty(value: object) -> object:
     return None if value == "" else value
 
 
+def _profiles(value: object) -> object:
+    """Profiles as they are written; an error names the profile and its field."""
+    if not isinstance(value, Mapping):
+        return value
+    return {str(name): HardwareProfile.read(str(name), body) for name, body in value.items()}
+
+
 OptionalText = Annotated[str | None, BeforeValidator(_nothing_if_empty)]
 
 
@@ -78,7 +86,9 @@ class Settings(BaseModel):
     """Whether target auto may look at nodes. Without it auto means cpu unless gpu is set."""
     roll_on_config_change: bool = True
     """Whether to read the Secrets and ConfigMaps of pods, to replace the pods when they change."""
-    hardware_profiles: Annotated[dict[str, Any], BeforeValidator(_json)] = {}
+    hardware_profiles: Annotated[
+        dict[str, HardwareProfile], BeforeValidator(_profiles), BeforeValidator(_json)
+    ] = {}
     """Named profiles that LLMDeployments may choose: a JSON object, name to profile."""
     standalone: bool = False
     """Act without asking: nobody else runs. Without it operators choose a leader by a Lease."""

@@ -26,7 +26,12 @@ QUOTA = (
 def pod(*, template="new", ready=False, diagnosis=None, name="a"):
     return Pod(
         name=name,
+        uid=name,
+        address=None,
         created=NOW,
+        scheduled=NOW,
+        started=NOW,
+        ready_since=NOW if ready else None,
         template=template,
         ready=ready,
         counts=True,

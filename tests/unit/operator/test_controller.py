@@ -5,12 +5,26 @@ import itertools
 
 import pytest
 
-from llm_operator import render
+from llm_operator import names, podtemplate
 from llm_operator.cache import Cache
 from llm_operator.conditions import condition
 from llm_operator.controller import Controller
-from llm_operator.kube import DEPLOYMENT, EVENT, LLM_DEPLOYMENT, NODE, POD, SERVICE, ApiError
+from llm_operator.inspection import Inspection
+from llm_operator.kube import (
+    DEPLOYMENT,
+    EVENT,
+    HORIZONTAL_POD_AUTOSCALER,
+    LLM_DEPLOYMENT,
+    NETWORK_POLICY,
+    NODE,
+    OPTIONAL,
+    OWNED,
+    POD,
+    SERVICE,
+    ApiError,
+)
 from llm_operator.settings import RuntimeImage, Settings
+from llm_operator.telemetry import Telemetry
 from llm_operator.workqueue import Retry
 
 from .conftest import merged
@@ -27,7 +41,7 @@ class FakeKube:
     """The part of the API server that the controller talks to; the watches see it at once."""
 
     def __init__(self):
-        self.objects = {LLM_DEPLOYMENT: {}, DEPLOYMENT: {}, SERVICE: {}}
+        self.objects = {LLM_DEPLOYMENT: {}, **{resource: {} for resource in OWNED}}
         self.writes = []
         self.events = []
         self.errors = {}
@@ -36,6 +50,7 @@ class FakeKube:
     def put(self, resource, body):
         body = {key: value for key, value in copy.deepcopy(body).items() if value is not None}
         body["metadata"]["resourceVersion"] = str(next(self.versions))
+        body["metadata"].setdefault("uid", f"uid-{next(self.versions)}")
         self.objects[resource][KEY] = body
         return body
 
@@ -58,6 +73,14 @@ class FakeKube:
         assert metadata["uid"] == live["metadata"]["uid"]
         return self.put(resource, {**live, "status": status})
 
+    async def serves(self, resource):
+        return resource not in OPTIONAL
+
+    async def delete(self, resource, namespace, name, *, uid):
+        live = self.objects[resource].pop((namespace, name))
+        assert live["metadata"].get("uid") == uid
+        self.writes.append(f"delete {resource.kind}")
+
     async def create(self, resource, body):
         assert resource is EVENT
         self.events.append((body["type"], body["reason"]))
@@ -76,7 +99,14 @@ class World:
     def restart(self):
         """A new process of the operator, that knows only what lists bring."""
         self.cache = Cache()
-        self.controller = Controller(kube=self.kube, cache=self.cache, settings=self.settings)
+        self.controller = Controller(
+            kube=self.kube,
+            cache=self.cache,
+            settings=self.settings,
+            inspection=Inspection(kube=self.kube, add=lambda _: None),
+            configs=None,
+            telemetry=Telemetry(),
+        )
 
     def watch(self):
         """Bring the cache up to date, as the watches do."""
@@ -124,7 +154,7 @@ class World:
 
     @property
     def template(self):
-        return render.template_digest(self.kube.objects[DEPLOYMENT][KEY])
+        return podtemplate.digest_of(self.kube.objects[DEPLOYMENT][KEY]["spec"]["template"])
 
 
 @pytest.fixture
@@ -132,8 +162,8 @@ def world(make_body):
     return World(make_body())
 
 
-async def test_from_nothing_to_serving_in_five_writes(world, make_pod):
-    assert await world.reconcile() == ["Deployment", "Service", "status"]
+async def test_from_nothing_to_serving_in_six_writes(world, make_pod):
+    assert await world.reconcile() == ["Deployment", "Service", "NetworkPolicy", "status"]
     assert world.ready == ("False", "RolloutInProgress")
     world.pod(make_pod(template=world.template, ready=True))
     assert await world.reconcile() == ["status"]
@@ -153,7 +183,9 @@ async def test_a_new_operator_finds_nothing_to_write(world):
     assert await world.reconcile() == []
 
 
-@pytest.mark.parametrize("resource", [DEPLOYMENT, SERVICE], ids=lambda each: each.kind)
+@pytest.mark.parametrize(
+    "resource", [DEPLOYMENT, SERVICE, NETWORK_POLICY], ids=lambda each: each.kind
+)
 async def test_a_deleted_object_is_put_back(world, resource):
     await world.reconcile()
     del world.kube.objects[resource][KEY]
@@ -176,13 +208,15 @@ async def test_what_others_add_is_left_alone(world):
 
 async def test_an_object_that_lost_its_labels_is_found_and_mended(world):
     await world.reconcile()
-    world.edit(SERVICE, metadata={"labels": {render.MANAGED_BY_LABEL: "nobody"}})
+    world.edit(SERVICE, metadata={"labels": {names.MANAGED_BY_LABEL: "nobody"}})
     world.hidden.add(SERVICE)
     world.restart()
     assert await world.reconcile() == ["Service"]
 
 
-@pytest.mark.parametrize("resource", [DEPLOYMENT, SERVICE], ids=lambda each: each.kind)
+@pytest.mark.parametrize(
+    "resource", [DEPLOYMENT, SERVICE, NETWORK_POLICY], ids=lambda each: each.kind
+)
 async def test_a_foreign_object_is_never_taken_over(world, resource):
     world.kube.put(resource, FOREIGN)
     world.hidden.add(resource)
@@ -219,7 +253,7 @@ async def test_nothing_is_put_back_before_the_watch_tells_of_a_deletion(world):
     await world.reconcile()
     del world.kube.objects[LLM_DEPLOYMENT][KEY]
     world.hidden.add(LLM_DEPLOYMENT)
-    world.edit(SERVICE, metadata={"labels": {render.MANAGED_BY_LABEL: "edited"}})
+    world.edit(SERVICE, metadata={"labels": {names.MANAGED_BY_LABEL: "edited"}})
     del world.kube.objects[DEPLOYMENT][KEY]
     assert "Deployment" not in await world.reconcile()
 
@@ -303,9 +337,58 @@ async def test_scaling_leaves_the_template_alone(world):
     await world.reconcile()
     before = world.template
     world.edit(LLM_DEPLOYMENT, spec={"replicas": 4}, metadata={"generation": 2})
-    assert await world.reconcile() == ["Deployment", "status"]
+    assert await world.reconcile() == ["Deployment", "PodDisruptionBudget", "status"]
     assert world.template == before
     assert world.kube.objects[DEPLOYMENT][KEY]["spec"]["replicas"] == 4
+
+
+async def test_what_is_wanted_no_more_is_deleted(world):
+    world.edit(
+        LLM_DEPLOYMENT,
+        spec={"autoscaling": {"maxReplicas": 3}, "resources": {"requests": {"cpu": 1}}},
+    )
+    assert "HorizontalPodAutoscaler" in await world.reconcile()
+    world.edit(LLM_DEPLOYMENT, spec={"suspend": True}, metadata={"generation": 2})
+    assert "delete HorizontalPodAutoscaler" in await world.reconcile()
+    assert not world.kube.objects[HORIZONTAL_POD_AUTOSCALER]
+    assert world.kube.objects[DEPLOYMENT][KEY]["spec"]["replicas"] == 0
+    assert world.ready == ("False", "Suspended")
+
+
+async def test_a_foreign_object_that_is_not_wanted_is_not_deleted(world):
+    world.kube.put(HORIZONTAL_POD_AUTOSCALER, FOREIGN)
+    await world.reconcile()
+    assert world.kube.objects[HORIZONTAL_POD_AUTOSCALER]
+
+
+async def test_what_was_left_behind_is_taken_up_again(world):
+    await world.reconcile()
+    for resource in (DEPLOYMENT, SERVICE, NETWORK_POLICY):
+        world.edit(resource, metadata={"ownerReferences": []})
+    assert await world.reconcile() == ["Deployment", "Service", "NetworkPolicy"]
+    owners = world.kube.objects[SERVICE][KEY]["metadata"]["ownerReferences"]
+    assert [owner["name"] for owner in owners] == ["smollm2"]
+
+
+async def test_a_kind_that_the_cluster_lacks_is_told_and_the_rest_serves(world, make_pod):
+    world.edit(LLM_DEPLOYMENT, spec={"monitoring": {"enabled": True}})
+    await world.waits()
+    world.pod(make_pod(template=world.template, ready=True))
+    await world.waits()
+    assert world.ready == ("True", "ModelServing")
+    stalled = condition(world.status, "Stalled")
+    assert stalled["reason"] == "KindNotServed"
+    assert "Prometheus Operator" in stalled["message"]
+
+
+async def test_an_unknown_profile_names_those_there_are(make_body):
+    settings = Settings(
+        runtime_image=RuntimeImage(repository="registry/llm"), hardware_profiles={"small": {}}
+    )
+    world = World(make_body(hardwareProfile="large"), settings=settings)
+    assert await world.waits() == ["status"]
+    assert world.ready == ("False", "InvalidSpec")
+    assert "the operator knows small" in condition(world.status, "Ready")["message"]
 
 
 async def test_events_are_for_news_alone(world, make_pod):

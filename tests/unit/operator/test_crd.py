@@ -104,8 +104,8 @@ def test_columns_show_what_matters():
     columns = crd.custom_resource_definition()["spec"]["versions"][0]["additionalPrinterColumns"]
     shown = [column["name"] for column in columns if column["priority"] == 0]
     wide = [column["name"] for column in columns if column["priority"] == 1]
-    assert shown == ["Model", "Target", "Replicas", "Ready", "Reason", "Age"]
-    assert wide == ["Image", "Endpoint", "Message"]
+    assert shown == ["Model", "Target", "Replicas", "Ready", "Reason", "Cold-Start", "Age"]
+    assert wide == ["Device", "Image", "Endpoint", "Message"]
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)

@@ -36,7 +36,13 @@ PULL_ERROR = 'failed to pull and unpack image "x:1": not found'
 @pytest.mark.parametrize(
     ("container", "reason", "message", "failure", "stalled"),
     [
-        (state(waiting={"reason": "ContainerCreating"}), None, None, None, None),
+        (
+            state(waiting={"reason": "ContainerCreating"}),
+            "RolloutInProgress",
+            "pod smollm2-a is being prepared: volumes and image",
+            False,
+            False,
+        ),
         (state(running={}), "ModelLoading", "pod smollm2-a loads the model", False, False),
         (
             state(waiting={"reason": "ErrImagePull", "message": PULL_ERROR}),

@@ -4,7 +4,15 @@ import pytest
 
 from llm_operator import resync
 from llm_operator.cache import Cache
-from llm_operator.kube import DEPLOYMENT, LLM_DEPLOYMENT, NODE, POD, SERVICE, ApiError
+from llm_operator.kube import (
+    LLM_DEPLOYMENT,
+    NODE,
+    OWNED,
+    POD,
+    POD_MONITOR,
+    SCALED_OBJECT,
+    ApiError,
+)
 from llm_operator.resync import MANAGED, Resync
 from llm_operator.settings import Settings
 
@@ -18,6 +26,9 @@ class FakeKube:
         self.objects = {LLM_DEPLOYMENT: [body("a"), body("b")]}
         self.asked = []
         self.refusals = 0
+
+    async def serves(self, resource):
+        return resource is POD_MONITOR
 
     async def list_all(self, resource, namespace, *, selector):
         await asyncio.sleep(0)
@@ -48,10 +59,10 @@ def make(kube, added):
 
 async def test_every_kind_is_listed_by_what_is_ours(make, kube):
     await make().everything()
+    owned = [resource for resource in OWNED if resource is not SCALED_OBJECT]
     assert kube.asked == [
         (LLM_DEPLOYMENT, "", ""),
-        (DEPLOYMENT, "", MANAGED),
-        (SERVICE, "", MANAGED),
+        *((resource, "", MANAGED) for resource in owned),
         (POD, "", MANAGED),
         (NODE, "", ""),
     ]
@@ -65,7 +76,8 @@ async def test_only_what_may_be_looked_at_is_listed(make, kube):
 
 async def test_nothing_is_looked_at_before_the_last_list_is_in(make, kube, added):
     task = asyncio.create_task(make().everything())
-    while len(kube.asked) < 5:
+    while not (kube.asked and kube.asked[-1][0] is NODE):
+        assert not task.done()
         assert not added
         await asyncio.sleep(0)
     await task

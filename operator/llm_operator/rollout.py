@@ -1,0 +1,70 @@
+"""When an old pod has to go before a new one finds a place. Pure.
+
+A rollout starts a new pod first, so that nothing is lost. That needs room for one more: where the
+scheduler says there is none, because the old pod holds the last GPU or the only node that can mount
+a claim, the old one goes first. So a rollout never waits for what it holds itself.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from llm_operator import reasons, render
+from llm_operator.api import Gpu, LLMDeployment
+from llm_operator.pods import Pod
+from llm_operator.status import Target
+
+
+def replaces_in_place(
+    cr: LLMDeployment,
+    *,
+    target: Target,
+    template: str | None,
+    pods: Sequence[Pod],
+    live: Mapping[str, Any] | None,
+    pinned: bool,
+) -> bool:
+    """Whether the Deployment of `cr` should stop an old pod before it starts a new one.
+
+    Args:
+        cr: The object.
+        target: The hardware chosen.
+        template: Digest of the wanted pod template.
+        pods: The pods there are.
+        live: The Deployment as it is, if there is one.
+        pinned: Whether a volume holds all pods on one node.
+    """
+    if cr.spec.rollout.strategy != "auto":
+        return False
+    if pinned:
+        return True
+    old = [pod for pod in pods if pod.template != template]
+    if target != "gpu" or not old:
+        return False
+    # Once begun in this way, a rollout ends in this way.
+    if live and render.replaces_in_place(live):
+        return True
+    new = [pod for pod in pods if pod.template == template]
+    return any(_lacks_gpu(pod, cr) for pod in new) or _over_quota(live, cr)
+
+
+def _lacks_gpu(pod: Pod, cr: LLMDeployment) -> bool:
+    """Whether the scheduler says that no GPU is free."""
+    diagnosis = pod.diagnosis
+    resource = (cr.spec.gpu or Gpu()).resource_name
+    return (
+        diagnosis is not None
+        and diagnosis.reason == reasons.UNSCHEDULABLE
+        and f"Insufficient {resource}" in diagnosis.message
+    )
+
+
+def _over_quota(live: Mapping[str, Any] | None, cr: LLMDeployment) -> bool:
+    """Whether a quota on the GPU keeps the new pod from being created at all."""
+    resource = (cr.spec.gpu or Gpu()).resource_name
+    return any(
+        condition["type"] == "ReplicaFailure"
+        and condition["status"] == "True"
+        and "exceeded quota" in condition.get("message", "")
+        and resource in condition.get("message", "")
+        for condition in (live or {}).get("status", {}).get("conditions", ())
+    )
