@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
 import subprocess
+import sys
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from dev.cluster import paths, tools
 from tests.e2e.harness import KIND, OPERATOR_NAMESPACE, Kubectl, eventually
@@ -39,9 +44,21 @@ def operator(cluster: Kubectl) -> Kubectl:
     return Kubectl(cluster.binary, cluster.kubeconfig, OPERATOR_NAMESPACE)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """For work on the operator: no image to build, and nothing outside of the test's namespace."""
+    parser.addoption(
+        "--local-operator",
+        action="store_true",
+        help="serve each test's namespace by a process of this checkout, without the chart",
+    )
+
+
 @pytest.fixture
-def kubectl(cluster: Kubectl, operator: Kubectl) -> Iterator[Kubectl]:
-    """kubectl in a fresh namespace that enforces Pod Security ``restricted``."""
+def kubectl(request: pytest.FixtureRequest, cluster: Kubectl, tmp_path: Path) -> Iterator[Kubectl]:
+    """kubectl in a fresh namespace that enforces Pod Security ``restricted`` and is served."""
+    local = request.config.getoption("--local-operator")
+    if not local:
+        request.getfixturevalue("operator")
     name = f"e2e-{uuid.uuid4().hex[:8]}"
     namespace: dict[str, Any] = {
         "apiVersion": "v1",
@@ -53,11 +70,48 @@ def kubectl(cluster: Kubectl, operator: Kubectl) -> Iterator[Kubectl]:
     }
     cluster("apply", "-f", "-", stdin=json.dumps(namespace))
     inside = Kubectl(cluster.binary, cluster.kubeconfig, name)
-    yield inside
+    with local_operator(name, tmp_path) if local else nullcontext():
+        yield inside
     # The next test gets the two cores for itself: wait until no pod is left here.
     inside("delete", KIND, "--all", "--wait=false")
     cluster("delete", "namespace", name, "--wait=false")
     eventually(lambda: not inside.items("pods"), within=90)
+
+
+@contextmanager
+def local_operator(namespace: str, folder: Path) -> Iterator[None]:
+    """Serve one namespace from this checkout."""
+    values = yaml.safe_load((ROOT / "dev/demo/values.yaml").read_text(encoding="utf-8"))
+    image = values["runtime"]["image"]
+    environment = {
+        "KUBECONFIG": str(paths.KUBECONFIG),
+        "PYTHONPATH": str(ROOT / "operator"),
+        "LLM_OPERATOR_STANDALONE": "true",
+        "LLM_OPERATOR_WATCH_NAMESPACES": namespace,
+        "LLM_OPERATOR_HEALTH_PORT": str(free_port()),
+        "LLM_OPERATOR_RUNTIME_IMAGE_REPOSITORY": image["repository"],
+        "LLM_OPERATOR_RUNTIME_IMAGE_TAG": image["tag"],
+    }
+    with (folder / "operator.log").open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "llm_operator"],
+            env=os.environ | environment,
+            stdout=log,
+            stderr=log,
+        )
+    try:
+        yield
+    finally:
+        process.terminate()
+        process.wait(timeout=20)
+
+
+def free_port() -> int:
+    """A port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
 
 
 @pytest.fixture(scope="session")
