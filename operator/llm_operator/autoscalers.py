@@ -61,7 +61,11 @@ def scaled_object(cr: LLMDeployment) -> Manifest | None:
             "scaleTargetRef": _target(cr),
             "minReplicaCount": scaling.min_replicas,
             "maxReplicaCount": scaling.max_replicas,
-            "cooldownPeriod": scaling.scale_down_delay_seconds,
+            # A pod that still loads its model does not make what it is for go down: without time
+            # to finish, it would be stopped before it ever served.
+            "cooldownPeriod": max(
+                scaling.scale_down_delay_seconds, cr.spec.probes.startup_budget_seconds
+            ),
             "advanced": {
                 "horizontalPodAutoscalerConfig": {
                     "behavior": {

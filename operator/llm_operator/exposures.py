@@ -68,7 +68,7 @@ def _operator(namespace: str | None) -> list[Manifest]:
     return [
         {
             "namespaceSelector": {"matchLabels": {_NAMESPACE_LABEL: namespace}},
-            "podSelector": {"matchLabels": {names.NAME_LABEL: names.MANAGER}},
+            "podSelector": {"matchLabels": names.OPERATOR_SELECTOR},
         }
     ]
 

@@ -22,6 +22,12 @@ TEMPLATE_LABEL = f"{GROUP}/template"
 CONFIG_ANNOTATION = f"{GROUP}/config"
 """Digest of the Secrets and ConfigMaps that a pod reads when it starts."""
 
+OPERATOR_SELECTOR = {
+    "app.kubernetes.io/component": "operator",
+    "app.kubernetes.io/part-of": "llm-operator",
+}
+"""Labels of the operator's own pods, whatever name the chart was installed under."""
+
 
 def labels(name: str) -> dict[str, str]:
     """Labels of every object of the LLMDeployment `name`."""

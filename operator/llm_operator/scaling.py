@@ -74,4 +74,5 @@ class Autoscaling(ApiModel):
     metric: ScalingMetric = ScalingMetric()
     """What the number follows. Use of CPU if not set."""
     scale_down_delay_seconds: Annotated[int, Field(ge=0, le=3600)] = 300
-    """How long fewer replicas must have been enough before some are stopped."""
+    """How long fewer replicas must have been enough before some are stopped. The last one is
+    stopped after probes.startupBudgetSeconds at the earliest: it may still be loading."""
