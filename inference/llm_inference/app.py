@@ -65,9 +65,14 @@ class Gate:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one ASGI connection."""
-        if scope["type"] != "http" or not scope["path"].startswith("/v1/"):
+        if scope["type"] != "http":
             await self._app(scope, receive, send)
-            return
+        elif scope["path"].startswith("/v1/"):
+            await self._serve(scope, receive, self._parting(send))
+        else:
+            await self._app(scope, receive, self._parting(send))
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         request_id = uuid.uuid4().hex
         started, status = time.monotonic(), 0
 
@@ -93,6 +98,16 @@ class Gate:
             request_id,
         )
 
+    def _parting(self, send: Send) -> Send:
+        """`send` that asks clients to close their connection once the server is leaving."""
+
+        async def send_and_part(message: Message) -> None:
+            if message["type"] == "http.response.start" and self._serving.leaving:
+                MutableHeaders(scope=message)["connection"] = "close"
+            await send(message)
+
+        return send_and_part
+
     def _stranger(self, scope: Scope) -> ApiError | None:
         if self._keys is None:
             return None
@@ -112,12 +127,11 @@ class Gate:
         )
 
     def _refusal(self) -> ApiError | None:
-        if self._serving.ready:
+        if self._serving.serves:
             return None
         phase = self._serving.health.phase
         if phase is Phase.DRAINING:
-            headers = {"Connection": "close", "Retry-After": "1"}
-            return ApiError(503, "The server is shutting down.", headers=headers)
+            return ApiError(503, "The server is shutting down.", headers={"Retry-After": "1"})
         if self._serving.alive and phase is not Phase.SERVING:
             return ApiError(503, "The model is still loading.", headers={"Retry-After": "1"})
         return ApiError(503, "The engine has failed.", headers={"Connection": "close"})

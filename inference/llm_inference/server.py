@@ -1,13 +1,15 @@
 """The process around the application: uvicorn, logging, and what SIGTERM means here.
 
-Knows sockets and signals. Probes are answered while requests drain, so the listening socket stays
-open until the last one has finished.
+Knows sockets and signals. Probes and late requests are answered while the server drains, so the
+listening socket stays open until it has.
 """
 
 import asyncio
 import logging
+import math
 import socket
 import sys
+import time
 from types import FrameType
 
 import uvicorn
@@ -20,6 +22,9 @@ from llm_inference.settings import Settings, SettingsError
 
 # Seconds for connections that are still open once all requests have been answered.
 _CLOSE_SECONDS = 2
+# Seconds that a connection may be idle: longer than load balancers keep theirs, the slowest of
+# which wait for 600. Whoever closes first must not be the one who may be sent a request.
+_KEEP_ALIVE_SECONDS = 620
 
 
 class Server(uvicorn.Server):
@@ -28,6 +33,7 @@ class Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, serving: Serving) -> None:
         super().__init__(config)
         self._serving = serving
+        serving.connections = lambda: len(self.server_state.connections)
         self._loop = asyncio.get_running_loop()
         self._draining: asyncio.Task[None] | None = None
 
@@ -43,6 +49,10 @@ class Server(uvicorn.Server):
     async def stop_when_finished(self) -> None:
         """Let uvicorn exit once the server has drained or has failed."""
         await self._serving.finished.wait()
+        if self._serving.drained_by is not None:
+            # For a request that came in the very last moment.
+            left = math.ceil(self._serving.drained_by - time.monotonic())
+            self.config.timeout_graceful_shutdown = max(_CLOSE_SECONDS, left)
         self.should_exit = True
 
     def _drain(self) -> None:
@@ -107,6 +117,7 @@ async def _serve(
         log_config=None,
         access_log=False,
         server_header=False,
+        timeout_keep_alive=_KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=_CLOSE_SECONDS,
     )
     server = Server(config, serving)

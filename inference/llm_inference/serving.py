@@ -19,6 +19,11 @@ from llm_inference.settings import Settings
 
 logger = logging.getLogger(__name__)
 
+# A server that drains is done when nobody has asked for anything for so long, in seconds. Who
+# sends on a connection that was open before has learned by then that it is to be closed.
+_QUIET_SECONDS = 2.0
+_LOOK_SECONDS = 0.05
+
 
 class Serving:
     """What the routes of one server share.
@@ -45,7 +50,9 @@ class Serving:
         self.metrics.startup_seconds = health.startup_seconds
         self.finished = asyncio.Event()
         self._load = load or load_engine
-        self._active = 0
+        self.connections: Callable[[], int] = lambda: 0
+        self.drained_by: float | None = None
+        self._active = self._admitted = 0
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -92,10 +99,22 @@ class Serving:
         """Whether a request sent now would be served."""
         return self.health.ready and self.alive
 
+    @property
+    def serves(self) -> bool:
+        """Whether a request that has come is served: also while draining, until its end."""
+        draining = self.health.phase is Phase.DRAINING and self.engine is not None
+        return self.alive and (self.health.ready or draining)
+
+    @property
+    def leaving(self) -> bool:
+        """Whether clients should go elsewhere with their next request."""
+        return self.health.phase in (Phase.DRAINING, Phase.FAILED)
+
     @contextmanager
     def request(self) -> Iterator[None]:
         """Count a request as active, so that draining waits for it."""
         self._active += 1
+        self._admitted += 1
         self._idle.clear()
         try:
             yield
@@ -105,18 +124,33 @@ class Serving:
                 self._idle.set()
 
     async def drain(self) -> None:
-        """Take no more requests, let the running ones finish in time, set `finished`."""
+        """Serve until nobody asks any more or the time is over, then set `finished`.
+
+        From now on every answer asks its client to close the connection. A request that comes
+        nevertheless was sent before that was known, and is served.
+        """
         self.health.enter(Phase.DRAINING)
         seconds = self.settings.drain_seconds
         logger.info("draining: %d requests have %g s to finish", self._active, seconds)
+        self.drained_by = time.monotonic() + seconds
         try:
             async with asyncio.timeout(seconds):
-                await self._idle.wait()
+                await self._quiet()
         except TimeoutError:
             logger.warning("%d requests did not finish in time and are ended", self._active)
-        if self.engine is not None:
-            await self.engine.close()
+            if self.engine is not None:
+                await self.engine.close()
         self.finished.set()
+
+    async def _quiet(self) -> None:
+        """Return when no request runs and no connection is open, or none has brought one lately."""
+        while self.engine is not None:
+            await self._idle.wait()
+            admitted, since = self._admitted, time.monotonic()
+            while admitted == self._admitted:
+                if not self.connections() or time.monotonic() - since >= _QUIET_SECONDS:
+                    return
+                await asyncio.sleep(_LOOK_SECONDS)
 
 
 def load_engine(serving: Serving) -> Engine:
