@@ -11,13 +11,14 @@ from .gpu import Gpus
 from .kubectl import Json, get, kubectl
 
 LABEL = "type=kwok"
+PREFIX = "fake-"
 TAINT = {"key": "kwok.x-k8s.io/node", "value": "fake", "effect": "NoSchedule"}
 CAPACITY = {"cpu": "32", "memory": "256Gi", "ephemeral-storage": "1Ti", "pods": "250"}
 
 
 def name(index: int) -> str:
     """The name of the fake node of this index, from 0 on."""
-    return f"fake-{index}"
+    return f"{PREFIX}{index}"
 
 
 def manifest(index: int, gpus: Gpus) -> Json:
@@ -44,13 +45,13 @@ def manifest(index: int, gpus: Gpus) -> Json:
 
 def present() -> list[str]:
     """The names of the fake nodes there are."""
-    return [node["metadata"]["name"] for node in get("nodes", "-l", LABEL)["items"]]
+    return [node["metadata"]["name"] for node in _all()]
 
 
 def scale(count: int, gpus: Gpus) -> None:
     """Have exactly `count` fake nodes with these GPUs each; those with others are made anew."""
     wanted = {name(index): manifest(index, gpus) for index in range(count)}
-    there = {node["metadata"]["name"]: node for node in get("nodes", "-l", LABEL)["items"]}
+    there = {node["metadata"]["name"]: node for node in _all()}
     stale = [n for n, node in there.items() if n not in wanted or not _same(node, wanted[n])]
     if stale:
         # Deleted all at once, then awaited: kubectl by itself awaits them one by one.
@@ -62,6 +63,12 @@ def scale(count: int, gpus: Gpus) -> None:
         nodes = {"apiVersion": "v1", "kind": "List", "items": missing}
         kubectl("create", "-f", "-", text=json.dumps(nodes))
         kubectl("wait", "--for=condition=Ready", "node", "-l", LABEL, "--timeout=60s")
+
+
+def _all() -> list[Json]:
+    """The nodes made here; the bench has fake nodes of its own, under other names."""
+    nodes = get("nodes", "-l", LABEL)["items"]
+    return [node for node in nodes if node["metadata"]["name"].startswith(PREFIX)]
 
 
 def _same(node: Json, wanted: Json) -> bool:
