@@ -215,10 +215,10 @@ class Lease:
         record = Record.read(body)
         before = sight.holder
         sight.see(record, now=self._now())
-        if sight.holder and sight.holder != before:
-            logger.info("following: %s leads", sight.holder)
         if sight.may_be_taken(self._identity, now=self._now()):
             return await self._write(body, record)
+        if sight.holder != before:
+            logger.info("following: %s leads", sight.holder)
         return False
 
     async def hold(self) -> None:
