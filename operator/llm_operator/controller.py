@@ -172,11 +172,12 @@ class Controller:
         except ApiError as error:
             return cr, Plan(problem=Problem(reasons.API_ERROR, str(error), transient=True))
         default = self._settings.runtime_image
+        nodes = list(self._cache.nodes()) if self._settings.watch_nodes else None
         decision = hardware.choose(
             cr.spec,
             previous=self._previous(cr, key),
             gpu_image=images.reference(cr.spec.image, default, "gpu") is not None,
-            nodes=self._cache.nodes() if self._settings.watch_nodes else None,
+            nodes=nodes,
         )
         image = images.reference(cr.spec.image, default, decision.target)
         if image is None:
@@ -201,6 +202,7 @@ class Controller:
             pods=found,
             live=self._cache.get(DEPLOYMENT, key),
             pinned=validity.is_pinned(cr.spec, access_modes),
+            nodes=nodes,
         )
         manifests = render.objects(
             cr, template, in_place=in_place, operator_namespace=self._settings.namespace or None

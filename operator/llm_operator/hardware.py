@@ -94,20 +94,21 @@ def _by_nodes(spec: LLMDeploymentSpec, nodes: Iterable[NodeFacts] | None) -> Dec
         return Decision("cpu", "auto: the operator does not watch nodes and no GPU is asked for")
     gpu = Gpu()
     for node in sorted(nodes, key=lambda node: node.name):
-        if _fits(spec, gpu, node):
+        if fits(spec, gpu, node):
             return Decision("gpu", f"auto: node {node.name} offers {gpu.resource_name}")
     return Decision("cpu", f"auto: no schedulable node that fits offers {gpu.resource_name}")
 
 
-def _fits(spec: LLMDeploymentSpec, gpu: Gpu, node: NodeFacts) -> bool:
+def fits(spec: LLMDeploymentSpec, gpu: Gpu, node: NodeFacts) -> bool:
     """Whether a replica could ever run on `node`, whatever runs there now."""
     offered = quantities.parse(node.allocatable.get(gpu.resource_name, 0))
     tolerations = [*spec.tolerations, gpu_toleration(gpu)]
+    affinity = node_affinity(spec.affinity.node_affinity, gpu_requirements(gpu))
     return (
         node.schedulable
         and offered >= gpu.count
         and all(node.labels.get(key) == value for key, value in (spec.node_selector or {}).items())
-        and _matches_affinity(spec.affinity.node_affinity or {}, node.labels)
+        and _matches_affinity(affinity or {}, node.labels)
         and all(
             any(_tolerates(toleration, taint) for toleration in tolerations)
             for taint in node.taints

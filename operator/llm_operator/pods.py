@@ -90,6 +90,10 @@ class Pod:
     """Whether it is neither finished nor being deleted."""
     diagnosis: Diagnosis | None
     """Why it is not ready; None if it is, or if it says nothing yet."""
+    node: str | None = None
+    """Where it runs, once that is decided."""
+    devices: frozenset[str] = frozenset()
+    """Names of the extended resources that its server asks for."""
 
     @classmethod
     def of(cls, body: Body) -> Self:
@@ -114,6 +118,8 @@ class Pod:
             ready=ready,
             counts=not stopping and status.get("phase") not in {"Failed", "Succeeded"},
             diagnosis=None if ready else _diagnose(body),
+            node=body.get("spec", {}).get("nodeName"),
+            devices=_devices(body),
         )
 
 
@@ -221,6 +227,11 @@ def _running(pod: str, server: Body, status: Body) -> Diagnosis | None:
         return Diagnosis(reasons.NODE_LOST, f"pod {pod}: its node does not answer", failure=True)
     message = ready.get("message") or "the readiness probe fails"
     return Diagnosis(reasons.NOT_READY, f"pod {pod}: {message}", failure=True)
+
+
+def _devices(body: Body) -> frozenset[str]:
+    server = _named(body.get("spec", {}).get("containers", ()), names.CONTAINER)
+    return frozenset(name for name in server.get("resources", {}).get("limits", {}) if "/" in name)
 
 
 def _startup_budget(body: Body) -> int | None:

@@ -2,14 +2,16 @@
 
 A rollout starts a new pod first, so that nothing is lost. That needs room for one more: where the
 scheduler says there is none, because the old pod holds the last GPU or the only node that can mount
-a claim, the old one goes first. So a rollout never waits for what it holds itself.
+a claim, the old one goes first. So a rollout never waits for what it holds itself; and no pod that
+serves goes for a GPU that its end would not bring.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from llm_operator import reasons, render
+from llm_operator import hardware, reasons, render
 from llm_operator.api import Gpu, LLMDeployment
+from llm_operator.hardware import NodeFacts
 from llm_operator.pods import Pod
 from llm_operator.status import Target
 
@@ -22,6 +24,7 @@ def replaces_in_place(
     pods: Sequence[Pod],
     live: Mapping[str, Any] | None,
     pinned: bool,
+    nodes: Iterable[NodeFacts] | None = None,
 ) -> bool:
     """Whether the Deployment of `cr` should stop an old pod before it starts a new one.
 
@@ -32,19 +35,34 @@ def replaces_in_place(
         pods: The pods there are.
         live: The Deployment as it is, if there is one.
         pinned: Whether a volume holds all pods on one node.
+        nodes: The cluster's nodes; None if the operator may not look at them.
     """
     if cr.spec.rollout.strategy != "auto":
         return False
     if pinned:
         return True
     old = [pod for pod in pods if pod.template != template]
-    if target != "gpu" or not old:
+    if target != "gpu" or not _free_a_gpu(cr, old, nodes):
         return False
     # Once begun in this way, a rollout ends in this way.
     if live and render.replaces_in_place(live):
         return True
     new = [pod for pod in pods if pod.template == template]
     return any(_lacks_gpu(pod, cr) for pod in new) or _over_quota(live, cr)
+
+
+def _free_a_gpu(cr: LLMDeployment, old: Sequence[Pod], nodes: Iterable[NodeFacts] | None) -> bool:
+    """Whether the end of one of the `old` pods could give a new one its place.
+
+    Not if they hold no GPU, as those of target cpu, nor if no new pod could ever run on their
+    nodes, because it wants another product or more GPUs than a node has.
+    """
+    gpu = cr.spec.gpu or Gpu()
+    fitting = {node.name: hardware.fits(cr.spec, gpu, node) for node in nodes or ()}
+    return any(
+        gpu.resource_name in pod.devices and pod.node is not None and fitting.get(pod.node, True)
+        for pod in old
+    )
 
 
 def _lacks_gpu(pod: Pod, cr: LLMDeployment) -> bool:
