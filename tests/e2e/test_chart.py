@@ -7,7 +7,7 @@ import subprocess
 import pytest
 
 from dev.cluster import tools
-from tests.e2e.harness import OPERATOR_USER, CommandError, Kubectl
+from tests.e2e.harness import OPERATOR_NAMESPACE, OPERATOR_USER, CommandError, Kubectl
 
 
 def test_the_charts_own_test_passes(operator: Kubectl):
@@ -20,9 +20,13 @@ def test_the_charts_own_test_passes(operator: Kubectl):
     assert "Succeeded" in done.stdout
 
 
-def may(operator: Kubectl, verb: str, resource: str) -> bool:
+HERE = f"--namespace={OPERATOR_NAMESPACE}"
+
+
+def may(operator: Kubectl, verb: str, resource: str, *where: str) -> bool:
+    scope = where or ("-A",)
     try:
-        answer = operator("auth", "can-i", verb, resource, f"--as={OPERATOR_USER}", "-A")
+        answer = operator("auth", "can-i", verb, resource, f"--as={OPERATOR_USER}", *scope)
     except CommandError as refusal:
         answer = str(refusal)
     return answer.strip() == "yes"
@@ -34,7 +38,12 @@ def may(operator: Kubectl, verb: str, resource: str) -> bool:
         ("list", "llmdeployments.llm-operator.dev"),
         ("patch", "deployments.apps"),
         ("patch", "services"),
+        ("delete", "networkpolicies.networking.k8s.io"),
+        ("create", "poddisruptionbudgets.policy"),
+        ("patch", "horizontalpodautoscalers.autoscaling"),
         ("watch", "pods"),
+        ("watch", "secrets"),
+        ("get", "persistentvolumeclaims"),
         ("create", "events"),
     ],
 )
@@ -45,8 +54,10 @@ def test_the_operator_may_do_its_work(operator: Kubectl, verb: str, resource: st
 @pytest.mark.parametrize(
     ("verb", "resource"),
     [
-        ("get", "secrets"),
+        ("create", "secrets"),
+        ("patch", "configmaps"),
         ("create", "pods"),
+        ("update", "leases.coordination.k8s.io"),
         ("create", "pods/exec"),
         ("patch", "nodes"),
         ("create", "clusterrolebindings.rbac.authorization.k8s.io"),
@@ -56,3 +67,12 @@ def test_the_operator_may_do_its_work(operator: Kubectl, verb: str, resource: st
 )
 def test_the_operator_may_do_no_more(operator: Kubectl, verb: str, resource: str):
     assert not may(operator, verb, resource)
+
+
+def test_the_operator_may_keep_its_own_lease_alone(operator: Kubectl):
+    assert may(operator, "update", "leases.coordination.k8s.io/llm-operator", HERE)
+    assert not may(operator, "update", "leases.coordination.k8s.io/other", HERE)
+    assert not may(operator, "delete", "leases.coordination.k8s.io/llm-operator", HERE)
+    lease = operator.json("get", "lease", "llm-operator")["spec"]
+    pods = {pod["metadata"]["name"] for pod in operator.items("pods")}
+    assert lease["holderIdentity"].partition("_")[0] in pods

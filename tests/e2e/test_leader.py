@@ -179,7 +179,9 @@ def test_one_acts_and_the_other_writes_nothing_at_all(
     time.sleep(5)
     assert writes(namespace, audit_log, leader)
     assert writes(namespace, audit_log, follower) == []
-    assert follower.process.poll() is None
+    follower.process.send_signal(signal.SIGTERM)
+    assert follower.wait() == 0
+    assert holder(namespace) == leader.name
 
 
 def test_a_leader_told_to_stop_hands_over_at_once(

@@ -132,10 +132,13 @@ def settled(audit_log: Path) -> bool:
 
 
 def operator_writes(audit_log: Path) -> list[str]:
+    """What the operator wrote, but the Lease by which it leads: that is renewed for ever."""
     with audit_log.open() as lines:
         events = [json.loads(line) for line in lines if OPERATOR_USER in line]
     return [
         f"{event['verb']} {event['requestURI']}"
         for event in events
-        if event["verb"] in WRITE_VERBS and event["stage"] == "ResponseComplete"
+        if event["verb"] in WRITE_VERBS
+        and event["stage"] == "ResponseComplete"
+        and event["objectRef"]["resource"] != "leases"
     ]
