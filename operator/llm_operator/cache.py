@@ -1,20 +1,53 @@
 """What the operator last saw of each object, from watches, lists and the answers to its own writes.
 
 Whatever is newest counts, whoever brought it: acting on an older view would write twice. Knows
-versions and who belongs to whom; does not know what the objects mean.
+versions, who belongs to whom and which parts of an object are read; does not know what they mean.
+
+Of each object that alone is kept, in strings that all objects share: a third of the memory. And a
+change of what is not kept, such as a count in the status of a Deployment, is no news to anybody.
 """
 
+import sys
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from llm_operator import names
 from llm_operator.hardware import NodeFacts
-from llm_operator.kube import LLM_DEPLOYMENT, NODE, POD, Resource
+from llm_operator.kube import (
+    DEPLOYMENT,
+    LLM_DEPLOYMENT,
+    NETWORK_POLICY,
+    NODE,
+    POD,
+    POD_DISRUPTION_BUDGET,
+    POD_MONITOR,
+    SERVICE,
+    Resource,
+)
 
 Body = Mapping[str, Any]
 Key = tuple[str, str]
 """Namespace and name."""
+
+_NO_STATUS_READ = frozenset({SERVICE, NETWORK_POLICY, POD_DISRUPTION_BUDGET, POD_MONITOR})
+_APART = frozenset({"metadata", "spec", "status"})
+_LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
+_OF_POD_METADATA = frozenset(
+    {
+        "creationTimestamp",
+        "deletionTimestamp",
+        "labels",
+        "name",
+        "namespace",
+        "resourceVersion",
+        "uid",
+    }
+)
+_OF_CONTAINER = frozenset({"name", "startupProbe"})
+_OF_CONDITION = frozenset({"type", "status", "reason", "message"})
+_LONGEST_SHARED = 64
+"""Longer strings, such as messages, are seldom the same."""
 
 
 class Cache:
@@ -42,7 +75,7 @@ class Cache:
         return self._nodes.values()
 
     def put(self, resource: Resource, body: Body) -> bool:
-        """Take note of an object. Returns whether that is news."""
+        """Take note of an object. Returns whether that is news: whether what is kept differs."""
         key = key_of(body)
         known = self._objects[resource].get(key)
         if known is not None and _version(known) >= _version(body):
@@ -51,11 +84,11 @@ class Cache:
             self._nodes[key] = NodeFacts.of(body)
             body = {"metadata": {"resourceVersion": body["metadata"]["resourceVersion"]}}
         else:
-            body = trimmed(body)
+            body = kept(resource, body, known)
         self._objects[resource][key] = body
         if resource is POD:
             self._pods[owner_of(resource, body)][key] = body
-        return True
+        return known is None or resource is NODE or not _says_the_same(known, body)
 
     def remove(self, resource: Resource, body: Body) -> bool:
         """Take note that an object is gone. Returns whether that is news."""
@@ -114,10 +147,72 @@ def owner_of(resource: Resource, body: Body) -> Key:
     return namespace, name
 
 
-def trimmed(body: Body) -> Body:
-    """`body` without managedFields, which are half of its size and never read."""
-    metadata = {name: value for name, value in body["metadata"].items() if name != "managedFields"}
-    return {**body, "metadata": metadata}
+def kept(resource: Resource, body: Body, known: Body | None = None) -> dict[str, Any]:
+    """What is kept of an object.
+
+    Args:
+        resource: Kind of the object.
+        body: The object as it is now.
+        known: What is kept of it so far; a Deployment keeps its spec while that is the same.
+    """
+    result = {name: _shared(value) for name, value in body.items() if name not in _APART}
+    result["metadata"] = _shared(_metadata(resource, body["metadata"]))
+    if resource is DEPLOYMENT and known and _same_generation(known, body):
+        result["spec"] = known["spec"]
+    elif "spec" in body:
+        result["spec"] = _shared(_pod_spec(body["spec"]) if resource is POD else body["spec"])
+    if "status" in body and resource not in _NO_STATUS_READ:
+        status = body["status"]
+        result["status"] = _shared(_conditions(status) if resource is DEPLOYMENT else status)
+    return result
+
+
+def _metadata(resource: Resource, metadata: Body) -> Body:
+    if resource is POD:
+        return _only(_OF_POD_METADATA, metadata)
+    result = {name: value for name, value in metadata.items() if name != "managedFields"}
+    if _LAST_APPLIED in result.get("annotations", ()):
+        annotations = result["annotations"].items()
+        result["annotations"] = {name: text for name, text in annotations if name != _LAST_APPLIED}
+    return result
+
+
+def _pod_spec(spec: Body) -> Body:
+    return {"containers": [_only(_OF_CONTAINER, each) for each in spec.get("containers", ())]}
+
+
+def _conditions(status: Body) -> Body:
+    return {"conditions": [_only(_OF_CONDITION, each) for each in status.get("conditions", ())]}
+
+
+def _only(names_: Collection[str], node: Body) -> Body:
+    return {name: value for name, value in node.items() if name in names_}
+
+
+def _same_generation(one: Body, other: Body) -> bool:
+    """Whether the spec of an object is still the same."""
+    (one, other) = (one["metadata"], other["metadata"])
+    return "generation" in one and all(one[name] == other[name] for name in ("uid", "generation"))
+
+
+def _shared(value: Any) -> Any:  # noqa: ANN401 - JSON, as it is
+    """A copy of `value` with one copy of each string in memory: names come with every object."""
+    if isinstance(value, dict):
+        return {sys.intern(name): _shared(child) for name, child in value.items()}
+    if isinstance(value, list):
+        return [_shared(child) for child in value]
+    if isinstance(value, str) and len(value) <= _LONGEST_SHARED:
+        return sys.intern(value)
+    return value
+
+
+def _says_the_same(one: Body, other: Body) -> bool:
+    """Whether two states of an object differ in nothing but the version."""
+    unversioned = {"resourceVersion": None}
+    return {**one, "metadata": one["metadata"] | unversioned} == {
+        **other,
+        "metadata": other["metadata"] | unversioned,
+    }
 
 
 def _version(body: Body) -> int:

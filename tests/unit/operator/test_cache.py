@@ -1,23 +1,39 @@
+import copy
+from functools import partial
+
 from llm_operator.cache import Cache, owner_of
 from llm_operator.hardware import NodeFacts
-from llm_operator.kube import DEPLOYMENT, LLM_DEPLOYMENT, NODE, POD, SERVICE
+from llm_operator.kube import (
+    DEPLOYMENT,
+    LLM_DEPLOYMENT,
+    NETWORK_POLICY,
+    NODE,
+    POD,
+    SERVICE,
+)
+from llm_operator.names import INSTANCE_LABEL
 
 KEY = ("models", "smollm2")
 
 
-def body(version, *, name="smollm2", namespace="models", **metadata):
+def body(version, *, name="smollm2", namespace="models", parts=None, **metadata):
     return {
         "metadata": {
             "namespace": namespace,
             "name": name,
             "resourceVersion": str(version),
             **metadata,
-        }
+        },
+        **(parts or {}),
     }
 
 
+def deployment(version, *, generation, **parts):
+    return body(version, uid="u", generation=generation, parts=parts)
+
+
 def pod(version, name="smollm2-a", instance="smollm2"):
-    return body(version, name=name, labels={"app.kubernetes.io/instance": instance})
+    return body(version, name=name, labels={INSTANCE_LABEL: instance})
 
 
 def test_the_newest_state_counts_whoever_brings_it():
@@ -25,16 +41,87 @@ def test_the_newest_state_counts_whoever_brings_it():
     assert cache.get(DEPLOYMENT, KEY) is None
     assert cache.put(DEPLOYMENT, body(9))
     assert not cache.put(DEPLOYMENT, body(9)), "the watch's echo of an own write is no news"
-    assert cache.put(DEPLOYMENT, body(10)), "versions are numbers"
-    assert not cache.put(DEPLOYMENT, body(8))
-    assert cache.get(DEPLOYMENT, KEY) == body(10)
-    assert cache.get(SERVICE, KEY) is None
+    assert cache.put(SERVICE, body(9, labels={"a": "1"}))
+    assert cache.put(SERVICE, body(10, labels={"a": "2"})), "versions are numbers"
+    assert not cache.put(SERVICE, body(8, labels={"a": "3"}))
+    assert cache.get(SERVICE, KEY) == body(10, labels={"a": "2"})
+    assert cache.get(NETWORK_POLICY, KEY) is None
 
 
-def test_managed_fields_are_not_kept():
+def test_what_is_read_of_an_object_is_kept():
+    spec, status = {"replicas": 1}, {"conditions": [{"type": "Ready", "status": "True"}]}
+    whole = body(
+        1,
+        uid="u",
+        generation=2,
+        ownerReferences=[{"uid": "o"}],
+        annotations={"a": "1"},
+        parts={"kind": "LLMDeployment", "spec": spec, "status": status},
+    )
+    last_applied = {"a": "1", "kubectl.kubernetes.io/last-applied-configuration": "{}"}
+    given = body(1, **whole["metadata"] | {"annotations": last_applied, "managedFields": [1]})
     cache = Cache()
-    cache.put(DEPLOYMENT, body(1, managedFields=[1]))
-    assert cache.get(DEPLOYMENT, KEY) == body(1)
+    cache.put(LLM_DEPLOYMENT, {**whole, "metadata": given["metadata"]})
+    assert cache.get(LLM_DEPLOYMENT, KEY) == whole
+
+
+def test_of_a_pod_its_state_and_its_start_up_budget_are_kept():
+    probe = {"periodSeconds": 1, "failureThreshold": 600}
+    status = {"phase": "Running", "podIP": "10.0.0.1", "containerStatuses": [{"name": "server"}]}
+    given = body(
+        1,
+        name="a",
+        labels={INSTANCE_LABEL: "smollm2"},
+        annotations={"long": "text"},
+        parts={
+            "spec": {
+                "containers": [{"name": "server", "startupProbe": probe, "env": [{"name": "A"}]}],
+                "volumes": [{"name": "tmp"}],
+            },
+            "status": status,
+        },
+    )
+    cache = Cache()
+    cache.put(POD, given)
+    (kept,) = cache.pods(KEY)
+    assert kept["spec"] == {"containers": [{"name": "server", "startupProbe": probe}]}
+    assert kept["status"] == status
+    assert "annotations" not in kept["metadata"]
+    assert kept["metadata"]["labels"] == {INSTANCE_LABEL: "smollm2"}
+
+
+def test_a_change_of_what_nobody_reads_is_no_news():
+    cache = Cache()
+    waiting = {"type": "Progressing", "status": "True", "reason": "ReplicaSetUpdated"}
+    late = waiting | {"reason": "ProgressDeadlineExceeded"}
+    put = partial(cache.put, DEPLOYMENT)
+    assert put(deployment(1, generation=1, spec={}, status={"conditions": [waiting]}))
+    counted = {"replicas": 1, "conditions": [waiting | {"lastUpdateTime": "now"}]}
+    assert not put(deployment(2, generation=1, spec={}, status=counted))
+    assert put(deployment(3, generation=1, spec={}, status={"conditions": [late]}))
+    assert cache.get(DEPLOYMENT, KEY)["status"] == {"conditions": [late]}
+    assert not cache.put(DEPLOYMENT, deployment(2, generation=1, spec={})), (
+        "older than what is seen"
+    )
+
+
+def test_the_spec_of_a_deployment_is_read_anew_when_somebody_changed_it():
+    cache = Cache()
+    cache.put(DEPLOYMENT, deployment(1, generation=1, spec={"replicas": 1}))
+    cache.put(DEPLOYMENT, deployment(2, generation=1, spec={"replicas": 1}, status={}))
+    assert cache.put(DEPLOYMENT, deployment(3, generation=2, spec={"replicas": 5}))
+    assert cache.get(DEPLOYMENT, KEY)["spec"] == {"replicas": 5}
+    anew = body(4, uid="new", generation=2, parts={"spec": {"replicas": 7}})
+    assert cache.put(DEPLOYMENT, anew), "another object of that name, of as many changes"
+    assert cache.get(DEPLOYMENT, KEY)["spec"] == {"replicas": 7}
+
+
+def test_a_given_object_is_not_changed():
+    cache = Cache()
+    given = deployment(1, generation=1, spec={"replicas": 1}, status={"replicas": 1})
+    before = copy.deepcopy(given)
+    cache.put(DEPLOYMENT, given)
+    assert given == before
 
 
 def test_what_is_deleted_is_gone():
