@@ -33,18 +33,11 @@ Key = tuple[str, str]
 _NO_STATUS_READ = frozenset({SERVICE, NETWORK_POLICY, POD_DISRUPTION_BUDGET, POD_MONITOR})
 _APART = frozenset({"metadata", "spec", "status"})
 _LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
-_OF_POD_METADATA = frozenset(
-    {
-        "creationTimestamp",
-        "deletionTimestamp",
-        "labels",
-        "name",
-        "namespace",
-        "resourceVersion",
-        "uid",
-    }
+_NOT_OF_POD_METADATA = frozenset({"managedFields", "annotations", "generateName"})
+_NOT_OF_POD_SPEC = frozenset({"affinity", "securityContext", "tolerations", "volumes"})
+_NOT_OF_CONTAINER = frozenset(
+    {"lifecycle", "livenessProbe", "ports", "readinessProbe", "securityContext", "volumeMounts"}
 )
-_OF_CONTAINER = frozenset({"name", "startupProbe"})
 _OF_CONDITION = frozenset({"type", "status", "reason", "message"})
 _LONGEST_SHARED = 64
 """Longer strings, such as messages, are seldom the same."""
@@ -169,7 +162,7 @@ def kept(resource: Resource, body: Body, known: Body | None = None) -> dict[str,
 
 def _metadata(resource: Resource, metadata: Body) -> Body:
     if resource is POD:
-        return _only(_OF_POD_METADATA, metadata)
+        return _without(_NOT_OF_POD_METADATA, metadata)
     result = {name: value for name, value in metadata.items() if name != "managedFields"}
     if _LAST_APPLIED in result.get("annotations", ()):
         annotations = result["annotations"].items()
@@ -178,15 +171,22 @@ def _metadata(resource: Resource, metadata: Body) -> Body:
 
 
 def _pod_spec(spec: Body) -> Body:
-    return {"containers": [_only(_OF_CONTAINER, each) for each in spec.get("containers", ())]}
+    containers = [_without(_NOT_OF_CONTAINER, each) for each in spec.get("containers", ())]
+    return {**_without(_NOT_OF_POD_SPEC, spec), "containers": containers}
 
 
 def _conditions(status: Body) -> Body:
-    return {"conditions": [_only(_OF_CONDITION, each) for each in status.get("conditions", ())]}
+    conditions = status.get("conditions", ())
+    return {
+        "conditions": [
+            {name: value for name, value in each.items() if name in _OF_CONDITION}
+            for each in conditions
+        ]
+    }
 
 
-def _only(names_: Collection[str], node: Body) -> Body:
-    return {name: value for name, value in node.items() if name in names_}
+def _without(unread: Collection[str], node: Body) -> Body:
+    return {name: value for name, value in node.items() if name not in unread}
 
 
 def _same_generation(one: Body, other: Body) -> bool:

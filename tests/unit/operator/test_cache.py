@@ -65,29 +65,24 @@ def test_what_is_read_of_an_object_is_kept():
     assert cache.get(LLM_DEPLOYMENT, KEY) == whole
 
 
-def test_of_a_pod_its_state_and_its_start_up_budget_are_kept():
-    probe = {"periodSeconds": 1, "failureThreshold": 600}
+def test_of_a_pod_what_its_diagnosis_reads_is_kept():
+    server = {
+        "name": "server",
+        "startupProbe": {"periodSeconds": 1, "failureThreshold": 600},
+        "env": [{"name": "LLM_MODEL_SOURCE", "value": "hub"}],
+        "resources": {"limits": {"memory": "1Gi"}},
+    }
+    spec = {"nodeName": "n", "containers": [server]}
     status = {"phase": "Running", "podIP": "10.0.0.1", "containerStatuses": [{"name": "server"}]}
-    given = body(
-        1,
-        name="a",
-        labels={INSTANCE_LABEL: "smollm2"},
-        annotations={"long": "text"},
-        parts={
-            "spec": {
-                "containers": [{"name": "server", "startupProbe": probe, "env": [{"name": "A"}]}],
-                "volumes": [{"name": "tmp"}],
-            },
-            "status": status,
-        },
-    )
+    metadata = {"labels": {INSTANCE_LABEL: "smollm2"}, "uid": "u", "creationTimestamp": "t"}
+    wanted = body(1, name="a", parts={"spec": spec, "status": status}, **metadata)
+    never_read = {"securityContext": {"runAsUser": 1}}
+    whole = {"containers": [server | never_read], "volumes": [{"name": "tmp"}], **never_read}
+    metadata["annotations"] = {"long": "text"}
     cache = Cache()
-    cache.put(POD, given)
-    (kept,) = cache.pods(KEY)
-    assert kept["spec"] == {"containers": [{"name": "server", "startupProbe": probe}]}
-    assert kept["status"] == status
-    assert "annotations" not in kept["metadata"]
-    assert kept["metadata"]["labels"] == {INSTANCE_LABEL: "smollm2"}
+    parts = {"spec": spec | whole, "status": status}
+    cache.put(POD, body(1, name="a", parts=parts, **metadata))
+    assert list(cache.pods(KEY)) == [wanted]
 
 
 def test_a_change_of_what_nobody_reads_is_no_news():
