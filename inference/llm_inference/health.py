@@ -75,6 +75,7 @@ class Health:
         self._phase_since = self._started_at
         self._seconds: dict[Phase, float] = {}
         self._model = {"id": model_id, "revision": revision}
+        self._quantization = "none"
         self._device: DeviceReport | None = None
         self._download: dict[str, int] | None = None
         self._error: str | None = None
@@ -133,6 +134,10 @@ class Health:
         """Record which model the directory holds."""
         self._model = {"id": model_id, "revision": revision}
 
+    def name_quantization(self, quantization: str) -> None:
+        """Record how the weights are held."""
+        self._quantization = quantization
+
     def describe_device(self, device: DeviceReport) -> None:
         """Record what the loaded model runs on."""
         self._device = device
@@ -161,6 +166,7 @@ class Health:
             "phases": {name: round(s, 3) for name, s in self.startup_seconds().items()},
             "download": self._download,
             "model": dict(self._model),
+            "quantization": self._quantization,
             "device": asdict(self._device) if self._device else None,
             "error": self._error,
         }

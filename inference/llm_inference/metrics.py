@@ -64,7 +64,7 @@ class Metrics:
         self._device = Gauge(
             "llm_device_info",
             "What the model runs on.",
-            ["model_name", "device", "name", "dtype", "threads"],
+            ["model_name", "device", "name", "dtype", "threads", "quantization"],
             registry=self.registry,
         )
         self.registry.register(_StartupCollector(self))
@@ -73,10 +73,15 @@ class Metrics:
         """The metrics in Prometheus' text format."""
         return generate_latest(self.registry)
 
-    def describe_device(self, device: DeviceReport) -> None:
-        """Publish what the model runs on."""
+    def describe_device(self, device: DeviceReport, quantization: str) -> None:
+        """Publish what the model runs on and how its weights are held."""
         self._device.labels(
-            self._model, device.type, device.name, device.dtype, str(device.threads)
+            self._model,
+            device.type,
+            device.name,
+            device.dtype,
+            str(device.threads),
+            quantization,
         ).set(1)
 
     def rejected(self) -> None:

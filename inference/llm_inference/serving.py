@@ -48,6 +48,7 @@ class Serving:
         self.created = int(time.time())
         self.metrics = Metrics(self.model_name)
         self.metrics.startup_seconds = health.startup_seconds
+        health.name_quantization(settings.quantization)
         self.finished = asyncio.Event()
         self._load = load or load_engine
         self.connections: Callable[[], int] = lambda: 0
@@ -170,6 +171,7 @@ def load_engine(serving: Serving) -> Engine:
         directory,
         loader.LoadOptions(
             dtype=settings.dtype,
+            quantization=settings.quantization,
             device=settings.device,
             threads=settings.threads,
             max_length=settings.max_length,
@@ -180,7 +182,7 @@ def load_engine(serving: Serving) -> Engine:
         observer=observer,
     )
     health.describe_device(loaded.device)
-    serving.metrics.describe_device(loaded.device)
+    serving.metrics.describe_device(loaded.device, settings.quantization)
     return loaded.engine
 
 

@@ -56,6 +56,9 @@ class Settings(BaseSettings):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         default="auto", description="type of weights and cache; the checkpoint's own by default"
     )
+    quantization: Literal["none", "int8"] = Field(
+        default="none", description="int8 holds the weights of linear layers as 8-bit integers"
+    )
     max_length: int | None = Field(
         default=None,
         ge=16,

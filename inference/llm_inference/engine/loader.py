@@ -30,6 +30,7 @@ from llm_inference.engine.interface import (
 )
 from llm_inference.engine.lean_imports import without_compiler
 from llm_inference.engine.linear import widen_linears
+from llm_inference.engine.quantization import QuantizationError, quantize_linears
 from llm_inference.engine.runner import CausalRunner
 
 with without_compiler():
@@ -57,6 +58,7 @@ class LoadOptions:
 
     dtype: str = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    quantization: Literal["none", "int8"] = "none"
     threads: int | None = None
     max_length: int | None = None
     max_concurrency: int = 16
@@ -84,12 +86,17 @@ def load_model(
         ModelLoadError: it cannot be served; the message is one sentence.
     """
     on_phase("loading")
+    if options.quantization != "none" and not directory.generates:
+        raise ModelLoadError(
+            f"LLM_QUANTIZATION is {options.quantization}, but {directory.model_id} computes "
+            "embeddings, and only models that generate text are quantized"
+        )
     threads = options.threads or machine.processors()
     torch.set_num_threads(threads)
     device = _pick_device(options.device)
     with _one_sentence(directory.path):
         codec = HuggingFaceCodec.load(directory.path)
-        model = _load_weights(directory, options.dtype, device)
+        model = _load_weights(directory, options, device)
     build = _build_generation if directory.generates else _build_embedding
     engine, warm = build(model, codec, directory, options, observer)
     on_phase("warming")
@@ -218,11 +225,13 @@ def _device_name(device: torch.device) -> str:
     return next(names, "cpu")
 
 
-def _load_weights(directory: ModelDirectory, dtype: str, device: torch.device) -> "PreTrainedModel":
+def _load_weights(
+    directory: ModelDirectory, options: LoadOptions, device: torch.device
+) -> "PreTrainedModel":
     """The model in eval mode on `device`.
 
     Raises:
-        ModelLoadError: the checkpoint lacks weights of the model.
+        ModelLoadError: the checkpoint lacks weights of the model, or is not to be quantized.
     """
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     config = AutoConfig.from_pretrained(directory.path, local_files_only=True)
@@ -231,7 +240,7 @@ def _load_weights(directory: ModelDirectory, dtype: str, device: torch.device) -
         model, report = auto.from_pretrained(
             directory.path,
             config=config,
-            dtype=dtype if dtype == "auto" else getattr(torch, dtype),
+            dtype=options.dtype if options.dtype == "auto" else getattr(torch, options.dtype),
             local_files_only=True,
             use_safetensors=True,
             output_loading_info=True,
@@ -242,7 +251,14 @@ def _load_weights(directory: ModelDirectory, dtype: str, device: torch.device) -
         raise ModelLoadError(
             f"the weights in {directory.path} lack {len(missing)} tensors, {missing[0]} for one"
         )
-    model = model.to(device).eval().requires_grad_(requires_grad=False)
+    model = model.eval().requires_grad_(requires_grad=False)
+    if options.quantization == "int8":
+        # Before it goes to the device, which then never holds the wide weights.
+        try:
+            quantize_linears(model, keep=model.get_output_embeddings())
+        except QuantizationError as error:
+            raise ModelLoadError(str(error)) from None
+    model = model.to(device)
     widen_linears(model)
     return model
 

@@ -60,6 +60,17 @@ def test_the_timeline_counts_from_the_start_of_the_process(health, clock):
     assert health.report()["started_at"] == 1_700_000_000
 
 
+def test_a_model_from_the_hub_comes_before_what_loads_it_is_imported(health, clock):
+    assert health.report()["download"] is None
+    advance(health, clock, (Phase.DOWNLOADING, 1))
+    health.downloaded(3, 10)
+    assert health.report()["download"] == {"bytes_done": 3, "bytes_total": 10}
+    advance(health, clock, (Phase.IMPORTING, 7), (Phase.LOADING, 2), (Phase.WARMING, 4))
+    report = health.report()
+    assert report["phases"] == {"importing": 5.0, "downloading": 7.0, "loading": 4.0}
+    assert report["timeline"] == {"downloaded": 10.0, "weights_loaded": 16.0}
+
+
 @pytest.mark.parametrize("end", [Phase.DRAINING, Phase.FAILED])
 def test_what_is_broken_off_has_not_been_reached(health, clock, end):
     advance(health, clock, (Phase.LOADING, 1), (end, 1))
@@ -100,7 +111,10 @@ def test_the_report_says_what_is_served_and_on_what(health):
     )
     health.name_model("org/model", "abc")
     health.describe_device(device)
+    assert health.report()["quantization"] == "none"
+    health.name_quantization("int8")
     report = health.report()
+    assert report["quantization"] == "int8"
     assert report["model"] == {"id": "org/model", "revision": "abc"}
     assert report["device"] == {
         "type": "cpu",
