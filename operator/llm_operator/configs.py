@@ -27,10 +27,10 @@ Held = tuple[str, str, str]
 
 @dataclass(frozen=True)
 class _Known:
-    """What an object held at a version; no version if it did not exist."""
+    """What an object held at a version; neither if it did not exist."""
 
     version: str | None
-    digests: Mapping[str, str]
+    digests: Mapping[str, str] | None
 
 
 class Configs:
@@ -53,8 +53,18 @@ class Configs:
         self._known: dict[Held, _Known] = {}
         self._watches: dict[str, list[asyncio.Task[None]]] = {}
 
-    async def digest(self, key: Key, found: Sequence[Reference]) -> str | None:
+    async def digest(
+        self, key: Key, found: Sequence[Reference], *, before: str | None
+    ) -> str | None:
         """One digest for all that the pods of the LLMDeployment `key` read; None for nothing.
+
+        While something is missing that pods do not start without, it stays what it was: pods that
+        serve are not replaced by pods that cannot start.
+
+        Args:
+            key: The LLMDeployment.
+            found: What its pods read.
+            before: The digest that its pods were made with.
 
         Raises:
             ApiError: an object could not be read.
@@ -62,8 +72,10 @@ class Configs:
         self._take_note(key, frozenset((each.kind, key[0], each.name) for each in found))
         for kind in {each.kind for each in found}:
             self._watch(kind)
-        keys = [await self._digests((each.kind, key[0], each.name)) for each in found]
-        return references.combined(list(zip(found, keys, strict=True)))
+        read = [(each, await self._digests((each.kind, key[0], each.name))) for each in found]
+        if before and references.lacking(read):
+            return before
+        return references.combined(read)
 
     def forget(self, key: Key) -> None:
         """The LLMDeployment `key` is gone."""
@@ -88,13 +100,14 @@ class Configs:
         if held:
             self._reads[key] = held
 
-    async def _digests(self, held: Held) -> Mapping[str, str]:
+    async def _digests(self, held: Held) -> Mapping[str, str] | None:
         known = self._known.get(held)
         if known is None:
             kind, namespace, name = held
             body = await self._kube.get(_RESOURCES[kind], namespace, name)
-            version = body["metadata"]["resourceVersion"] if body else None
-            known = _Known(version, references.digests(body))
+            known = _Known(None, None)
+            if body:
+                known = _Known(body["metadata"]["resourceVersion"], references.digests(body))
             if held in self._readers:
                 self._known[held] = known
         return known.digests
@@ -113,6 +126,10 @@ class Configs:
                 await self._follow_once(resource, namespace)
             except ApiError as error:
                 logger.warning("watch of %s: %s", resource.plural, error)
+                await asyncio.sleep(_RETRY_SECONDS)
+            except Exception:
+                # Whatever it was: without this watch no change would be seen any more.
+                logger.exception("watch of %s", resource.plural)
                 await asyncio.sleep(_RETRY_SECONDS)
 
     async def _follow_once(self, resource: Resource, namespace: str) -> None:

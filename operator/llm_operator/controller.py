@@ -220,7 +220,12 @@ class Controller:
     async def _config_digest(self, cr: LLMDeployment, key: Key) -> str | None:
         if self._configs is None:
             return None
-        return await self._configs.digest(key, references(cr.spec))
+        live = self._cache.get(DEPLOYMENT, key)
+        before = None
+        if live is not None and ownership.owned(live, cr):
+            annotations = live["spec"]["template"]["metadata"].get("annotations") or {}
+            before = annotations.get(names.CONFIG_ANNOTATION)
+        return await self._configs.digest(key, references(cr.spec), before=before)
 
     def _previous(self, cr: LLMDeployment, key: Key) -> Decision | None:
         """What was chosen before, by the status, else by the Deployment."""

@@ -10,16 +10,21 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from llm_operator.api import LLMDeploymentSpec
+from llm_operator.podspec import KeySelector, WholeReference
+
+Kind = Literal["Secret", "ConfigMap"]
 
 
 @dataclass(frozen=True)
 class Reference:
     """A Secret or ConfigMap that pods read, in the namespace of the LLMDeployment."""
 
-    kind: Literal["Secret", "ConfigMap"]
+    kind: Kind
     name: str
     key: str | None
     """The key that counts; None for all of them."""
+    optional: bool = False
+    """Whether pods start without it."""
 
 
 def references(spec: LLMDeploymentSpec) -> Sequence[Reference]:
@@ -31,41 +36,62 @@ def references(spec: LLMDeploymentSpec) -> Sequence[Reference]:
     for variable in spec.server.env:
         source = variable.value_from
         if source and source.secret_key_ref:
-            found.append(Reference("Secret", source.secret_key_ref.name, source.secret_key_ref.key))
+            found.append(_one_key("Secret", source.secret_key_ref))
         elif source and source.config_map_key_ref:
-            ref = source.config_map_key_ref
-            found.append(Reference("ConfigMap", ref.name, ref.key))
+            found.append(_one_key("ConfigMap", source.config_map_key_ref))
     for each in spec.server.env_from:
         if each.secret_ref:
-            found.append(Reference("Secret", each.secret_ref.name, None))
+            found.append(_all_keys("Secret", each.secret_ref))
         elif each.config_map_ref:
-            found.append(Reference("ConfigMap", each.config_map_ref.name, None))
+            found.append(_all_keys("ConfigMap", each.config_map_ref))
     hub = spec.model.source.hub
     if hub and hub.token_secret:
         found.append(Reference("Secret", hub.token_secret.name, hub.token_secret.key))
     return found
 
 
-def digests(body: Mapping[str, Any] | None) -> dict[str, str]:
-    """A digest for each key of a Secret or ConfigMap; nothing if it does not exist."""
-    if body is None:
-        return {}
+def _one_key(kind: Kind, selector: KeySelector) -> Reference:
+    return Reference(kind, selector.name, selector.key, optional=bool(selector.optional))
+
+
+def _all_keys(kind: Kind, whole: WholeReference) -> Reference:
+    return Reference(kind, whole.name, None, optional=bool(whole.optional))
+
+
+def lacking(found: Sequence[tuple[Reference, Mapping[str, str] | None]]) -> bool:
+    """Whether something is missing that pods do not start without.
+
+    Args:
+        found: Each reference with the digests of the keys of what it refers to; None for an object
+            that does not exist.
+    """
+    return any(
+        keys is None or (reference.key is not None and reference.key not in keys)
+        for reference, keys in found
+        if not reference.optional
+    )
+
+
+def digests(body: Mapping[str, Any]) -> dict[str, str]:
+    """A digest for each key of a Secret or ConfigMap."""
     # The uid keeps equal values of different objects from being recognised as equal.
     uid = str(body["metadata"]["uid"])
-    held = {**body.get("data", {}), **body.get("binaryData", {})}
+    held = {**(body.get("data") or {}), **(body.get("binaryData") or {})}
     return {key: _digest([uid, key, str(value)]) for key, value in held.items()}
 
 
-def combined(found: Sequence[tuple[Reference, Mapping[str, str]]]) -> str | None:
+def combined(found: Sequence[tuple[Reference, Mapping[str, str] | None]]) -> str | None:
     """One digest for all that the pods of a spec read; None if they read nothing.
 
     Args:
-        found: Each reference with the digests of the keys of what it refers to.
+        found: Each reference with the digests of the keys of what it refers to; None for an object
+            that does not exist.
     """
     if not found:
         return None
     words = []
-    for reference, keys in found:
+    for reference, there in found:
+        keys = there or {}
         counted = sorted(keys) if reference.key is None else [reference.key]
         words += [reference.kind, reference.name]
         words += [f"{key}={keys.get(key, '')}" for key in counted]
