@@ -177,7 +177,8 @@ def _pod_spec(spec: Body) -> Body:
 
 def _conditions(status: Body) -> Body:
     conditions = status.get("conditions", ())
-    return {
+    observed = {name: status[name] for name in ("observedGeneration",) if name in status}
+    return observed | {
         "conditions": [
             {name: value for name, value in each.items() if name in _OF_CONDITION}
             for each in conditions

@@ -128,7 +128,7 @@ def _verdict(cr: LLMDeployment, observed: Observed) -> _Verdict:
         return _Verdict(
             ready=False,
             reason=problem.reason,
-            message=problem.message,
+            message=problem.message + _previous(observed),
             reconciling=not problem.stalled,
             stalled=problem.stalled,
         )
@@ -162,7 +162,8 @@ def _serving(cr: LLMDeployment, observed: Observed, ready: int) -> _Verdict:
         ready=True,
         reason=reasons.MODEL_SERVING,
         message=message,
-        reconciling=not complete and not (problem and problem.stalled),
+        # Never both: kstatus takes what it finds first, so work that is stuck would never fail.
+        reconciling=not complete and not stalled,
         stalled=stalled,
         stalled_reason=problem.reason if problem else reasons.PROGRESS_DEADLINE_EXCEEDED,
     )
@@ -170,8 +171,7 @@ def _serving(cr: LLMDeployment, observed: Observed, ready: int) -> _Verdict:
 
 def _not_serving(observed: Observed) -> _Verdict:
     diagnosis = _diagnosis(observed)
-    old = [pod for pod in observed.pods if pod not in observed.current and pod.ready]
-    suffix = f"; {_pods(len(old))} of the previous generation serve" if old else ""
+    suffix = _previous(observed)
     if diagnosis is None:
         return _Verdict(
             ready=False,
@@ -189,12 +189,18 @@ def _not_serving(observed: Observed) -> _Verdict:
     )
 
 
+def _previous(observed: Observed) -> str:
+    """That pods of another generation serve, if they do."""
+    old = sum(pod.ready for pod in observed.pods) - sum(pod.ready for pod in observed.current)
+    return f"; {_pods(old)} of the previous generation serve" if old else ""
+
+
 def _diagnosis(observed: Observed) -> Diagnosis | None:
     """What hinders the current generation: the worst pod says it, else the Deployment."""
     found = [pod.diagnosis for pod in observed.current if not pod.ready and pod.diagnosis]
     failures = [diagnosis for diagnosis in found if diagnosis.failure]
     if failures:
-        return failures[0]
+        return next((failure for failure in failures if failure.stalled), failures[0])
     return _replica_failure(observed.deployment) or (found[0] if found else None)
 
 
@@ -217,7 +223,13 @@ def _deadline_exceeded(observed: Observed) -> bool:
 
 
 def _deployment_condition(deployment: Body | None, type_: str) -> Body | None:
-    return condition((deployment or {}).get("status", {}), type_)
+    """What the Deployment says of itself as it is now, not as it was before the last change."""
+    if deployment is None:
+        return None
+    said = deployment.get("status", {})
+    if said.get("observedGeneration", 0) < deployment["metadata"].get("generation", 0):
+        return None
+    return condition(said, type_)
 
 
 def _conditions(cr: LLMDeployment, observed: Observed, now: str) -> list[Status]:

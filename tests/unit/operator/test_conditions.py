@@ -17,6 +17,7 @@ LATER = "2026-01-01T01:00:00Z"
 
 LOADING = Diagnosis("ModelLoading", "pod a loads the model")
 NO_GPU = Diagnosis("Unschedulable", "0/1 nodes are available", failure=True)
+NOT_SERVED = Diagnosis("NotReady", "probe fails", failure=True)
 NO_IMAGE = Diagnosis("ImagePullFailed", "not found", failure=True, stalled=True)
 QUOTA = (
     'pods "smollm2-x" is forbidden: exceeded quota: q, requested: cpu=2, used: cpu=0, limited: 1'
@@ -39,11 +40,13 @@ def pod(*, template="new", ready=False, diagnosis=None, name="a"):
     )
 
 
-def deployment(**conditions):
+def deployment(*, observed=1, **conditions):
     return {
+        "metadata": {"generation": 1},
         "status": {
-            "conditions": [{"type": type_, **condition} for type_, condition in conditions.items()]
-        }
+            "observedGeneration": observed,
+            "conditions": [{"type": type_, **condition} for type_, condition in conditions.items()],
+        },
     }
 
 
@@ -108,10 +111,27 @@ TABLE = {
     "stuck while some serve": Row(
         ON,
         "ModelServing",
-        RECONCILING | STALLED,
+        STALLED,
         replicas=2,
         pods=(READY, pod(diagnosis=NO_GPU)),
         deployment=deployment(Progressing=STUCK),
+    ),
+    "the generation before this one was stuck": Row(
+        OFF,
+        "RolloutInProgress",
+        RECONCILING,
+        deployment=deployment(observed=0, Progressing=STUCK, ReplicaFailure=FAILED_CREATE),
+    ),
+    "stuck, while the old generation serves": Row(
+        OFF,
+        "Unschedulable",
+        STALLED,
+        pods=(OLD, pod(diagnosis=NO_GPU)),
+        deployment=deployment(Progressing=STUCK),
+        says="1 pod of the previous generation serve",
+    ),
+    "the failure that waiting does not mend comes first": Row(
+        OFF, "ImagePullFailed", STALLED, pods=(pod(diagnosis=NOT_SERVED), pod(diagnosis=NO_IMAGE))
     ),
     "no image": Row(OFF, "ImagePullFailed", STALLED, pods=(pod(diagnosis=NO_IMAGE),)),
     "a failure outweighs a pod that loads": Row(
@@ -146,7 +166,7 @@ TABLE = {
         STALLED,
         pods=(OLD,),
         problem=Problem("InvalidSpec", "mend it", stalled=True),
-        says="mend it",
+        says="mend it; 1 pod of the previous generation serve",
     ),
     "forbidden": Row(OFF, "Forbidden", RECONCILING, problem=Problem("Forbidden", "no")),
     "api server away, nothing serves": Row(OFF, "ApiError", RECONCILING, problem=LOST),
@@ -217,13 +237,19 @@ def test_ready_cannot_lie(pods, problem, replicas, template):
     assert ready or not serving or replicas == 0 or (problem and not problem.transient)
 
 
-@given(pods=PODS, problem=PROBLEMS, replicas=st.integers(0, 3))
-def test_not_ready_says_whether_waiting_helps(pods, problem, replicas):
+@given(
+    pods=PODS,
+    problem=PROBLEMS,
+    replicas=st.integers(0, 3),
+    live=st.sampled_from([None, deployment(Progressing=STUCK)]),
+)
+def test_not_ready_says_whether_waiting_helps(pods, problem, replicas, live):
     """kstatus takes Ready=False without Reconciling or Stalled for work in progress without end."""
-    observed = Observed(template="new", deployment=None, pods=pods, problem=problem)
+    observed = Observed(template="new", deployment=live, pods=pods, problem=problem)
     status = conditions.status(make_cr(replicas=replicas), observed, now=NOW)
     types = {each["type"] for each in status["conditions"]}
     ready = conditions.condition(status, "Ready")
+    assert not types >= {"Reconciling", "Stalled"}
     if ready["status"] == "False" and ready["reason"] != "ScaledToZero":
         assert len(types & {"Reconciling", "Stalled"}) == 1
 
