@@ -8,6 +8,7 @@ import asyncio
 import json
 import logging
 import os
+import random
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
@@ -31,6 +32,14 @@ _APPLY = "application/apply-patch+yaml"
 _METADATA = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
 _METADATA_LIST = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
 _WATCH_SECONDS = 300
+
+_PAUSES = (0.1, 0.3, 1.0)
+"""Seconds before each further try of a request that was refused for a reason that passes."""
+_LONGEST_PAUSE = 5.0
+"""Most seconds to wait because the API server asks for it."""
+_PASSING = frozenset({429, 500, 502, 503, 504})
+_LASTING = b"field not declared in schema"
+"""What is answered with 500 and is the request's own fault."""
 
 HTTP_OK = 200
 HTTP_NOT_FOUND = 404
@@ -320,13 +329,25 @@ class Kube:
         content_type: str = _JSON,
         accept: str = _JSON,
     ) -> Body:
-        try:
-            response = await self._send(
-                method, path, query or {}, body=body, content_type=content_type, accept=accept
-            )
-            text = await response.read()
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise _no_answer(error) from error
+        """Ask, and ask again if the API server has no time now.
+
+        Every request may be repeated: applies and deletions come to the same, and what was created
+        or replaced after all is a conflict the second time.
+
+        Raises:
+            ApiError: it was refused, or there was no answer.
+        """
+        for pause in (*_PAUSES, None):
+            try:
+                response = await self._send(
+                    method, path, query or {}, body=body, content_type=content_type, accept=accept
+                )
+                text = await response.read()
+            except (aiohttp.ClientError, TimeoutError, OSError) as error:
+                raise _no_answer(error) from error
+            if pause is None or response.status not in _PASSING or _LASTING in text:
+                break
+            await asyncio.sleep(_patience(pause, response.headers.get("Retry-After", "")))
         return _answer(response.status, text)
 
     async def _send(
@@ -350,6 +371,13 @@ class Kube:
         return await self._client.call_api(
             method, url, header_params=headers, body=body, _request_timeout=limits
         )
+
+
+def _patience(pause: float, retry_after: str) -> float:
+    """Seconds to wait before a request is repeated; by chance, so that not all come at once."""
+    if retry_after.isdecimal():
+        pause = max(pause, min(float(retry_after), _LONGEST_PAUSE))
+    return pause * random.uniform(1, 1.5)  # noqa: S311 - no secret
 
 
 def _no_answer(error: Exception) -> ApiError:

@@ -28,6 +28,8 @@ MANAGED = f"{names.MANAGED_BY_LABEL}={names.MANAGER}"
 """Selects the objects that the operator made, and their pods."""
 
 _RETRY_SECONDS = 2
+_AGAIN_SECONDS = 15
+"""When a list that failed is tried again."""
 _SECOND_SECONDS = 10
 """When the second list follows the first: the watches began in between."""
 
@@ -71,11 +73,13 @@ class Resync:
         """List everything now and then, for ever."""
         await asyncio.sleep(min(_SECOND_SECONDS, self._settings.resync_seconds))
         while True:
+            pause = self._settings.resync_seconds
             try:
                 await self.everything()
             except ApiError as error:
                 logger.warning("resync failed, watches go on: %s", error)
-            await asyncio.sleep(self._settings.resync_seconds)
+                pause = min(pause, _AGAIN_SECONDS)
+            await asyncio.sleep(pause)
 
     async def everything(self) -> None:
         """List everything, and only then have every LLMDeployment looked at.

@@ -150,3 +150,29 @@ async def test_waits_until_the_api_is_served(kube, server, caplog):
     await waiting
     assert len(server.requests) == 4
     assert caplog.text.count("waiting for the API llm-operator.dev/v1alpha1") == 1
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+async def test_a_refusal_that_passes_is_not_the_last_word(server, kube, status):
+    server.refuse(status, message="no time")
+    server.recovers_after = 2
+    await kube.apply(DEPLOYMENT, MANIFEST, force=True)
+    assert len(server.requests) == 3
+
+
+async def test_a_refusal_that_does_not_pass_becomes_an_error(server, kube):
+    server.refuse(503, reason="ServiceUnavailable", message="no time")
+    with pytest.raises(ApiError) as caught:
+        await kube.get(DEPLOYMENT, "models", "smollm2")
+    assert (caught.value.status, caught.value.message) == (503, "no time")
+    assert len(server.requests) == 4
+
+
+@pytest.mark.parametrize(
+    ("status", "message"), [(422, "Invalid value"), (500, ".spec.x: field not declared in schema")]
+)
+async def test_the_requests_own_fault_is_not_tried_again(server, kube, status, message):
+    server.refuse(status, message=message)
+    with pytest.raises(ApiError):
+        await kube.apply(DEPLOYMENT, MANIFEST, force=True)
+    assert len(server.requests) == 1
