@@ -5,12 +5,15 @@ Exit codes: 0 told to stop, 1 a watch died or fell silent or an unforeseen error
 """
 
 import asyncio
+import logging
 import os
 import sys
 
 from llm_operator import logs
 from llm_operator.process import Exit, Process
 from llm_operator.settings import Settings, SettingsError
+
+logger = logging.getLogger("llm_operator")
 
 
 async def _run(settings: Settings) -> Exit:
@@ -27,6 +30,9 @@ def main() -> int:
         print(f"llm-operator: {error}", file=sys.stderr)
     except OSError as error:
         print(f"llm-operator: cannot begin: {error}", file=sys.stderr)
+        return Exit.FAILED
+    except Exception:  # in the form that the settings ask for
+        logger.exception("cannot begin")
         return Exit.FAILED
     return Exit.BAD_SETTING
 
