@@ -6,7 +6,7 @@ know which pods should exist.
 
 import datetime as dt
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -36,14 +36,22 @@ _PULL_REASONS = frozenset(
 _STARTING_REASONS = frozenset({"ContainerCreating", "PodInitializing"})
 # The kubelet alternates between this prefix and the error alone; without it the message is still.
 _BACK_OFF = re.compile(r'^Back-off pulling image "[^"]*": (?:\w+: )?')
-
+# Before Kubernetes 1.32 the prefix is all there is, and the error is in an Event.
+_BARE_BACK_OFF = re.compile(r'^Back-off pulling image "[^"]*"$')
+_PULL_FAILED = re.compile(r'^Failed to pull image "[^"]*": ')
+_SOURCE_PORT = re.compile(r":\d+(?=->)")
 
 # Warnings of the kubelet about a pod whose containers do not even begin.
-_VOLUME_WARNINGS = frozenset({"FailedMount", "FailedAttachVolume", "FailedMapVolume"})
-_SANDBOX_WARNING = "FailedCreatePodSandBox"
+VOLUME_WARNINGS = frozenset({"FailedMount", "FailedAttachVolume", "FailedMapVolume"})
+SANDBOX_WARNING = "FailedCreatePodSandBox"
+_PULL_WARNING = "Failed"
 _PULL_SECRET_WARNING = "FailedToRetrieveImagePullSecret"  # noqa: S105 - a reason, no secret
+_PROBE_WARNING = "Unhealthy"
+# Said now and then beside the warning that tells which volume fails, and why.
+_NO_VOLUMES = "Unable to attach or mount volumes"
+_NOT_READY = "Readiness probe failed: "
 # Each attempt has an id of its own; without it the message is still.
-_IDS = re.compile(r"\b[0-9a-f]{12,}\b")
+_IDS = re.compile(r"(?<![0-9a-f])[0-9a-f]{12,}(?![0-9a-f])")
 
 
 @dataclass(frozen=True)
@@ -125,19 +133,37 @@ class Pod:
 
 def explained(pod: Pod, warnings: Sequence[Warned]) -> Pod:
     """`pod` with a diagnosis in the words of the warnings about it, newest first."""
-    if pod.diagnosis is None:
+    diagnosis = pod.diagnosis
+    if diagnosis is None or not diagnosis.in_words_of_events:
         return pod
-    for warning in warnings:
-        said = _IDS.sub("…", warning.message)
-        if pod.diagnosis.reason == reasons.IMAGE_PULL_FAILED:
-            if warning.reason == _PULL_SECRET_WARNING:
-                message = f"{pod.diagnosis.message}; {said}"
-                return replace(pod, diagnosis=replace(pod.diagnosis, message=message))
-        elif warning.reason in _VOLUME_WARNINGS:
-            return _held_up(pod, reasons.VOLUME_NOT_READY, said)
-        elif warning.reason == _SANDBOX_WARNING:
-            return _held_up(pod, reasons.SANDBOX_FAILED, said)
-    return pod
+    if diagnosis.reason == reasons.IMAGE_PULL_FAILED:
+        return replace(pod, diagnosis=_pull_explained(diagnosis, warnings))
+    if diagnosis.reason == reasons.NOT_READY:
+        said = [w for w in _said(warnings, {_PROBE_WARNING}) if w.startswith(_NOT_READY)]
+        message = f"pod {pod.name}: {said[0]}" if said else diagnosis.message
+        return replace(pod, diagnosis=replace(diagnosis, message=message))
+    volumes = _said(warnings, VOLUME_WARNINGS)
+    # Each volume has a warning of its own, and each in turn is the newest.
+    which = sorted({each for each in volumes if not each.startswith(_NO_VOLUMES)}) or volumes[:1]
+    if which:
+        return _held_up(pod, reasons.VOLUME_NOT_READY, "; ".join(which))
+    sandbox = _said(warnings, {SANDBOX_WARNING})
+    return _held_up(pod, reasons.SANDBOX_FAILED, sandbox[0]) if sandbox else pod
+
+
+def _pull_explained(diagnosis: Diagnosis, warnings: Sequence[Warned]) -> Diagnosis:
+    message = diagnosis.message
+    if _BARE_BACK_OFF.match(message):
+        failed = (_PULL_FAILED.sub("", each) for each in _said(warnings, {_PULL_WARNING}))
+        why = next((each for each in failed if not each.startswith("Error: ")), None)
+        message = _SOURCE_PORT.sub("", why) if why else message
+    secrets = _said(warnings, {_PULL_SECRET_WARNING})
+    return replace(diagnosis, message="; ".join([message, *secrets[:1]]))
+
+
+def _said(warnings: Sequence[Warned], kinds: Collection[str]) -> list[str]:
+    """What warnings of these kinds say, newest first, without what is new in each attempt."""
+    return [_IDS.sub("…", warning.message) for warning in warnings if warning.reason in kinds]
 
 
 def _held_up(pod: Pod, reason: str, said: str) -> Pod:
@@ -157,8 +183,7 @@ def _diagnose(body: Body) -> Diagnosis | None:
     server = _named(status.get("containerStatuses", ()), names.CONTAINER)
     if not server:
         return None
-    budget = _startup_budget(body)
-    return _waiting(pod, server) or _stopped(pod, server, budget) or _running(pod, server, status)
+    return _waiting(pod, server) or _stopped(body, server) or _running(body, server)
 
 
 def _waiting(pod: str, server: Body) -> Diagnosis | None:
@@ -166,7 +191,7 @@ def _waiting(pod: str, server: Body) -> Diagnosis | None:
     waiting = server.get("state", {}).get("waiting", {})
     reason, message = waiting.get("reason", ""), waiting.get("message", "")
     if reason in _PULL_REASONS:
-        said = _BACK_OFF.sub("", message) or reason
+        said = _SOURCE_PORT.sub("", _BACK_OFF.sub("", message)) or reason
         return Diagnosis(
             reasons.IMAGE_PULL_FAILED,
             said,
@@ -180,65 +205,109 @@ def _waiting(pod: str, server: Body) -> Diagnosis | None:
     if not reason or reason == "CrashLoopBackOff":
         return None
     # For example CreateContainerConfigError: a Secret is missing. The kubelet tries again.
-    return Diagnosis(reason, f"pod {pod}: {message or reason}", failure=True)
+    return Diagnosis(reason, f"pod {pod}: {_IDS.sub('…', message) or reason}", failure=True)
 
 
-def _stopped(pod: str, server: Body, budget: int | None) -> Diagnosis | None:
+def _stopped(body: Body, server: Body) -> Diagnosis | None:
     """A container that ended, even if it runs again: it has not started since."""
     ended = server.get("state", {}).get("terminated") or server.get("lastState", {}).get(
         "terminated"
     )
     if not ended or server.get("started"):
         return None
-    reason, message = _last_words(ended, budget)
-    # A server may stop once for a reason that passes, such as a driver that was not yet there.
-    passing = reason == reasons.CRASH_LOOPING and server.get("restartCount", 0) < _CRASHES
-    return Diagnosis(reason, f"pod {pod}: {message}", failure=True, stalled=not passing)
+    # It stopped being ready after that run began.
+    served = _condition(body["status"], "Ready").get("lastTransitionTime", "") > ended.get(
+        "startedAt", "~"
+    )
+    reason, message = _last_words(ended, body, served=served)
+    again = server.get("restartCount", 0) >= _CRASHES
+    return Diagnosis(
+        reason,
+        f"pod {body['metadata']['name']}: {message}",
+        failure=True,
+        stalled=again or not _may_pass(reason, body, served=served),
+    )
 
 
-def _last_words(ended: Body, budget: int | None) -> tuple[str, str]:
+def _may_pass(reason: str, body: Body, *, served: bool) -> bool:
+    """Whether the next start may go better than the one that failed."""
+    if reason == reasons.CRASH_LOOPING:
+        return True  # a driver, for example, that was not yet there
+    if reason == reasons.OUT_OF_MEMORY:
+        return served  # loading needs as much each time, requests do not
+    if reason in {reasons.MODEL_LOAD_FAILED, reasons.STARTUP_BUDGET_EXCEEDED}:
+        return _downloads(body)
+    return False
+
+
+def _last_words(ended: Body, body: Body, *, served: bool) -> tuple[str, str]:
     """Reason and message for a container state `terminated`."""
     code = ended.get("exitCode", 0)
-    said = _last_line(ended.get("message", ""))
+    said = _IDS.sub("…", _last_line(ended.get("message", "")))
     if code == EXIT_MODEL_LOAD_FAILED:
         return reasons.MODEL_LOAD_FAILED, said or "the model could not be loaded"
     if code == EXIT_BAD_SETTING:
         return reasons.INVALID_SPEC, said or "the server refused a setting"
     if ended.get("reason") == "OOMKilled":
-        return reasons.OUT_OF_MEMORY, "out of memory: raise resources.limits.memory"
-    if budget is not None and _seconds(ended) >= budget:
+        return reasons.OUT_OF_MEMORY, _out_of_memory(body, served=served)
+    budget = _startup_budget(body)
+    if budget is not None and not served and _seconds(ended) >= budget:
         message = f"not started within {budget} s: raise probes.startupBudgetSeconds"
         return reasons.STARTUP_BUDGET_EXCEEDED, message
     message = f"the server stopped with exit code {code}"
     return reasons.CRASH_LOOPING, f"{message}: {said}" if said else message
 
 
-def _running(pod: str, server: Body, status: Body) -> Diagnosis | None:
+def _out_of_memory(body: Body, *, served: bool) -> str:
+    when = "while it served" if served else "before it served"
+    limit = _server_spec(body).get("resources", {}).get("limits", {}).get("memory")
+    if limit:
+        return f"out of memory {when}, with a limit of {limit}: raise resources.limits.memory"
+    return (
+        f"out of memory {when}: the node had none left; set resources.requests.memory to what the"
+        " model needs"
+    )
+
+
+def _running(body: Body, server: Body) -> Diagnosis | None:
     running = server.get("state", {}).get("running")
     if running is None:
         return None
-    ready = _condition(status, "Ready")
+    pod, ready = body["metadata"]["name"], _condition(body["status"], "Ready")
     # Between the startup probe and the first readiness probe there is a moment of neither.
     never_ready = ready.get("lastTransitionTime", "~") <= running.get("startedAt", "")
     if server.get("started") is False or (never_ready and not server.get("ready")):
         return Diagnosis(reasons.MODEL_LOADING, f"pod {pod} loads the model")
     if server.get("ready"):
         # The kubelet last said ready; since then the node controller says not: no word from it.
-        return Diagnosis(reasons.NODE_LOST, f"pod {pod}: its node does not answer", failure=True)
+        node = body.get("spec", {}).get("nodeName", "")
+        message = f"pod {pod}: its node {node} does not answer"
+        return Diagnosis(reasons.NODE_LOST, message, failure=True)
     message = ready.get("message") or "the readiness probe fails"
-    return Diagnosis(reasons.NOT_READY, f"pod {pod}: {message}", failure=True)
+    return Diagnosis(
+        reasons.NOT_READY, f"pod {pod}: {message}", failure=True, in_words_of_events=True
+    )
 
 
 def _devices(body: Body) -> frozenset[str]:
-    server = _named(body.get("spec", {}).get("containers", ()), names.CONTAINER)
-    return frozenset(name for name in server.get("resources", {}).get("limits", {}) if "/" in name)
+    limits = _server_spec(body).get("resources", {}).get("limits", {})
+    return frozenset(name for name in limits if "/" in name)
 
 
 def _startup_budget(body: Body) -> int | None:
     """Seconds that the kubelet gives the server to start."""
-    server = _named(body.get("spec", {}).get("containers", ()), names.CONTAINER)
-    probe = server.get("startupProbe")
+    probe = _server_spec(body).get("startupProbe")
     return int(probe["periodSeconds"] * probe["failureThreshold"]) if probe else None
+
+
+def _downloads(body: Body) -> bool:
+    """Whether the server fetches its model when it starts: the hub may answer the next time."""
+    variable = _named(_server_spec(body).get("env", ()), "LLM_MODEL_SOURCE")
+    return variable.get("value") == "hub"
+
+
+def _server_spec(body: Body) -> Body:
+    return _named(body.get("spec", {}).get("containers", ()), names.CONTAINER)
 
 
 def _seconds(ended: Body) -> float:
