@@ -4,6 +4,7 @@ CoreDNS and metrics-server are ordinary pods, from images that hold one static p
 is a process of this host: it plays kubelet for nodes that do not exist.
 """
 
+import json
 from string import Template
 
 from . import images, network, node, paths, processes, tools
@@ -14,6 +15,8 @@ from .processes import Component
 
 MANIFESTS = paths.CHECKOUT / "dev" / "cluster" / "manifests"
 KWOK_ADDRESS = "127.0.0.1:10247"
+KWOK_CONFIG = paths.CONFIG / "kwok.json"
+KWOK_WORKERS = 32  # thousands of fake pods wait for the API server, not for kwok
 
 
 def image(program: str) -> str:
@@ -33,6 +36,21 @@ def manifest(name: str) -> str:
     )
 
 
+def kwok_config() -> str:
+    """KwokConfiguration: the addresses of fake pods, and how many kwok plays at once."""
+    config = {
+        "apiVersion": "config.kwok.x-k8s.io/v1alpha1",
+        "kind": "KwokConfiguration",
+        "options": {
+            "cidr": network.FAKE_POD_RANGE,
+            "podPlayStageParallelism": KWOK_WORKERS,
+            "nodePlayStageParallelism": KWOK_WORKERS,
+            "nodeLeaseParallelism": KWOK_WORKERS,
+        },
+    }
+    return json.dumps(config, indent=2)
+
+
 def kwok() -> Component:
     """Plays kubelet for the nodes labelled type=kwok, by kwok's own stages."""
     return Component(
@@ -41,11 +59,15 @@ def kwok() -> Component:
             str(tools.path("kwok")),
             f"--kubeconfig={kubeconfig('kwok')}",
             f"--config={tools.kwok_stages()}",
+            f"--config={KWOK_CONFIG}",
             "--manage-nodes-with-label-selector=type=kwok",
             f"--server-address={KWOK_ADDRESS}",
-            "--node-lease-duration-seconds=40",
+            # A kwok with leases that starts anew waits for those of the old one to expire, and then
+            # passes over pods whose time came meanwhile. Its nodes report by their status instead.
+            "--node-lease-duration-seconds=0",
         ],
         healthy=lambda: answers(f"http://{KWOK_ADDRESS}/healthz"),
+        files={KWOK_CONFIG: kwok_config()},
     )
 
 

@@ -17,6 +17,16 @@ DATA = paths.CLUSTER / "etcd"
 AUDIT_LOG = paths.LOGS / "audit.log"
 AUDIT_POLICY = paths.CONFIG / "audit-policy.json"
 
+# Kubernetes' own defaults let its controllers write 20 to 50 times a second. With thousands of
+# fake pods that limit would be all that a measurement shows, so here the machine is the limit.
+CLIENT_LIMITS = ("--kube-api-qps=1000", "--kube-api-burst=2000")
+REQUEST_LIMITS = ("--max-requests-inflight=1600", "--max-mutating-requests-inflight=800")
+WORKERS = 32
+CONCURRENCY = tuple(
+    f"--concurrent-{name}-syncs={WORKERS}"
+    for name in ("deployment", "replicaset", "endpoint", "service-endpoint", "namespace", "gc")
+)
+
 
 def audit_policy() -> str:
     """Who wrote what and when, without bodies; reads are not recorded."""
@@ -87,6 +97,7 @@ def api_server() -> Component:
             f"--audit-log-path={AUDIT_LOG}",
             "--audit-log-maxsize=100",  # megabytes a file
             "--audit-log-maxbackup=3",
+            *REQUEST_LIMITS,
         ],
         healthy=lambda: answers(f"{certificates.API_SERVER}/readyz"),
         files={AUDIT_POLICY: audit_policy()},
@@ -112,6 +123,8 @@ def controller_manager() -> Component:
             f"--service-account-private-key-file={certificates.SERVICE_ACCOUNT_KEY}",
             f"--cluster-signing-cert-file={CLUSTER_CA}",
             f"--cluster-signing-key-file={key('ca')}",
+            *CLIENT_LIMITS,
+            *CONCURRENCY,
         ],
         healthy=lambda: answers("https://127.0.0.1:10257/healthz"),
     )
@@ -131,6 +144,7 @@ def scheduler() -> Component:
             f"--tls-cert-file={certificate('serving')}",
             f"--tls-private-key-file={key('serving')}",
             "--leader-elect=false",
+            *CLIENT_LIMITS,
         ],
         healthy=lambda: answers("https://127.0.0.1:10259/healthz"),
     )

@@ -15,6 +15,7 @@ NODE_NAME = "dev"
 LINK = "llm-dev"
 NODE_ADDRESS = "10.201.0.1"
 POD_RANGE = "10.244.0.0/22"
+FAKE_POD_RANGE = "10.245.0.0/16"  # of the pods that kwok plays; leads nowhere
 SERVICE_RANGE = "10.96.0.0/16"
 API_SERVICE = "10.96.0.1"  # the first of the range: the API server gives it to itself
 DNS_SERVICE = "10.96.0.10"
@@ -33,12 +34,28 @@ TABLES = (
     ("ip6", "cni_hostport"),
 )
 
-# Pods reach the world under the host's address; among themselves they keep their own.
-MASQUERADE = f"""\
+# Pods reach the world under the host's address; among themselves they keep their own. Behind the
+# address of a fake pod is nobody: who calls it is told at once, also by way of a Service. (With an
+# unreachable route the host would send a Service's packet to nowhere, and wait.)
+RULES = f"""\
+add table ip {NAME}
+delete table ip {NAME}
 table ip {NAME} {{
   chain postrouting {{
     type nat hook postrouting priority srcnat;
     ip saddr {POD_RANGE} ip daddr != {{ {POD_RANGE}, {NODE_ADDRESS} }} masquerade
+  }}
+  chain nobody {{
+    ip daddr {FAKE_POD_RANGE} meta l4proto tcp reject with tcp reset
+    ip daddr {FAKE_POD_RANGE} reject with icmp host-unreachable
+  }}
+  chain output {{
+    type filter hook output priority filter;
+    jump nobody
+  }}
+  chain forward {{
+    type filter hook forward priority filter;
+    jump nobody
   }}
 }}
 """
@@ -61,7 +78,7 @@ def cni_config() -> str:
 
 
 def up() -> None:
-    """Make the link with the node's address, and let the host forward for the pods."""
+    """Make the link with the node's address, the rules, and let the host forward for the pods."""
     if not link_exists():
         # A bridge without ports: a link type that every kernel with containers has.
         run(["ip", "link", "add", "name", LINK, "type", "bridge"])
@@ -69,8 +86,9 @@ def up() -> None:
     run(["ip", "link", "set", LINK, "up"])
     _remember_forwarding()
     FORWARDING.write_text("1")
-    if not table_exists(*OWN_TABLE):
-        run(["nft", "-f", "-"], text=MASQUERADE)
+    # On the own link, so that no packet to a fake pod takes the machine's way to the world.
+    run(["ip", "route", "replace", FAKE_POD_RANGE, "dev", LINK])
+    run(["nft", "-f", "-"], text=RULES)
 
 
 def down() -> None:

@@ -116,7 +116,12 @@ def addresses() -> str | None:
     """The cluster's address ranges must be free on this machine."""
     routes = json.loads(run(["ip", "-json", "route"]))
     taken = {r["dst"]: r["dev"] for r in routes if r["dst"] != "default" and "dev" in r}
-    ours = [network.POD_RANGE, network.SERVICE_RANGE, f"{network.NODE_ADDRESS}/32"]
+    ours = [
+        network.POD_RANGE,
+        network.FAKE_POD_RANGE,
+        network.SERVICE_RANGE,
+        f"{network.NODE_ADDRESS}/32",
+    ]
     for route, device in taken.items():
         for own in ours:
             if ipaddress.ip_network(route).overlaps(ipaddress.ip_network(own)):

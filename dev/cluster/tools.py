@@ -3,6 +3,7 @@
 Knows nothing of how they are built (`toolset`) nor of how they are run.
 """
 
+import hashlib
 import os
 from collections.abc import Collection
 from pathlib import Path
@@ -12,7 +13,7 @@ from .commands import run
 from .toolset import Program, Toolset
 
 # The folders of the kwok module that hold the stages: nodes are Ready and pods run at once.
-KWOK_STAGES = ("node/fast", "node/heartbeat-with-lease", "pod/fast")
+KWOK_STAGES = ("node/fast", "node/heartbeat", "pod/fast")
 
 CNI = "github.com/containernetworking/plugins/plugins"
 
@@ -68,7 +69,8 @@ def path(name: str) -> Path:
 
 def kwok_stages() -> Path:
     """The file that tells kwok how its nodes and pods live: kwok's own quick stages."""
-    return TOOLS.folder() / "kwok-stages.yaml"
+    chosen = hashlib.sha256(repr(KWOK_STAGES).encode()).hexdigest()[:8]
+    return TOOLS.folder() / f"kwok-stages-{chosen}.yaml"
 
 
 def environment() -> dict[str, str]:

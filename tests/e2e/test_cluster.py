@@ -33,7 +33,7 @@ from dev.cluster import (
     tools,
     toolset,
 )
-from dev.cluster.commands import ClusterError
+from dev.cluster.commands import ClusterError, run
 from dev.cluster.gpu import Gpus
 from dev.cluster.kubectl import apply, get, kubectl
 
@@ -327,11 +327,13 @@ def test_the_address_of_a_fake_pod_leads_nowhere(nodes):
     kubectl("expose", "pod", "nowhere", "-n", NAMESPACE, "--port=80", "--target-port=8080")
     where = ("service", "nowhere", "-n", NAMESPACE)
     service = get(*where)["spec"]["clusterIP"]
-    for target in ((address, 8080), (service, 80)):
-        with pytest.raises(OSError, match="No route to host"):
-            socket.create_connection(target, timeout=10).close()
-    assert reaches(f"{address}:8080") == "unreachable"
-    assert reaches(f"{service}:80") == "unreachable"
+    # A Service without endpoints would refuse too: wait until kube-proxy leads to the pod.
+    rules = ["nft", "list", "table", "ip", "kube-proxy"]
+    eventually(lambda: f"dnat to {address}:8080" in run(rules))
+    for host, port in ((address, 8080), (service, 80)):
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection((host, port), timeout=10).close()
+        assert reaches(f"{host}:{port}") == "refused"
     kubectl("delete", *where)
     kubectl("delete", "pod", "nowhere", "-n", NAMESPACE)  # while kwok can still say it ended
 
