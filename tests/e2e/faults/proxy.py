@@ -107,8 +107,9 @@ class Request:
 @dataclass(eq=False)
 class _Watch:
     transport: asyncio.BaseTransport
-    response: web.StreamResponse
+    source: aiohttp.ClientResponse
     muted: bool = False
+    last_word: bytes = b""
 
 
 @dataclass
@@ -186,9 +187,8 @@ class Client:
         async def end() -> int:
             watches = list(self._watches)
             for watch in watches:
-                await watch.response.write(json.dumps(event).encode() + b"\n")
-                await watch.response.write_eof()
-                watch.muted = True
+                watch.last_word = json.dumps(event).encode() + b"\n"
+                watch.source.close()
             return len(watches)
 
         return self._call(end())
@@ -374,20 +374,21 @@ async def _stream(
 ) -> web.StreamResponse:
     """Pass a watch on, chunk by chunk, until either side ends it."""
     assert request.transport is not None
+    watch = _Watch(request.transport, answer)
     response = web.StreamResponse(status=answer.status, headers=_headers(answer.headers))
-    watch = _Watch(request.transport, response)
     try:
         await response.prepare(request)
         client._watches.add(watch)
-        async for chunk in answer.content.iter_any():
-            if not watch.muted:
-                await response.write(chunk)
+        with suppress(aiohttp.ClientError):
+            async for chunk in answer.content.iter_any():
+                if not watch.muted:
+                    await response.write(chunk)
         if watch.muted:
             # The API server ended it, and the caller never learns of it.
             await asyncio.Event().wait()
-        with suppress(ConnectionError):
-            await response.write_eof()
-    except (aiohttp.ClientError, OSError):
+        await response.write(watch.last_word)
+        await response.write_eof()
+    except ConnectionError:
         watch.transport.abort()  # type: ignore[attr-defined]
     finally:
         client._watches.discard(watch)
