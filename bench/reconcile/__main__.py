@@ -21,13 +21,14 @@ from pathlib import Path
 from typing import Any
 
 from bench.reconcile import phases, process, report
-from bench.reconcile.cluster import KINDS, Cluster
+from bench.reconcile.cluster import KINDS, LLM_DEPLOYMENT, Cluster
 from bench.reconcile.phases import Latency, Run, percentile
 from dev.cluster import kubectl, paths
 
-OBJECTS = "deployments,services"
+OBJECTS = "deployments,services,networkpolicies"
 """What every LLMDeployment has one of, if its spec says nothing else."""
 
+CRD = f"{LLM_DEPLOYMENT.plural}.{LLM_DEPLOYMENT.group_version.partition('/')[0]}"
 CRDS = process.ROOT / "deploy" / "crds"
 
 
@@ -98,7 +99,8 @@ def main() -> int:
     if not paths.KUBECONFIG.exists():
         print("no cluster: run `make up` first", file=sys.stderr)
         return 1
-    kubectl.kubectl("apply", "--server-side", "--force-conflicts", "-f", str(CRDS))
+    if not kubectl.kubectl("get", "crd", "--ignore-not-found", "-o", "name", CRD):
+        kubectl.kubectl("apply", "--server-side", "-f", str(CRDS))
     figures = asyncio.run(measure(chosen))
     if chosen.json:
         chosen.json.write_text(json.dumps(figures, indent=2))
