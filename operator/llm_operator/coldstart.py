@@ -18,6 +18,8 @@ _PULLED = re.compile(r"Successfully pulled image .* in (?P<took>\S+) \(")
 _SIZE = re.compile(r"Image size: (?P<bytes>\d+) bytes")
 _DURATION = re.compile(r"(?P<amount>[0-9.]+)(?P<unit>h|ms|m|us|µs|ns|s)")
 _UNITS = {"h": 3600, "m": 60, "s": 1, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
+_ROUNDING_SECONDS = 2
+"""How far two accounts of one cold start may differ: stamps are whole seconds, clocks differ."""
 _DEVICE_FIELDS = {
     "type": "type",
     "name": "name",
@@ -82,7 +84,7 @@ class Report:
                     if device.get(theirs) is not None
                 },
             )
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             msg = f"not the report of an inference server: {error!r}"
             raise ValueError(msg) from None
 
@@ -121,6 +123,16 @@ def cold_start(pod: Pod, report: Report | None, pull: Pull | None) -> dict[str, 
     if pull and pull.image_bytes is not None:
         result["imageBytes"] = pull.image_bytes
     return result
+
+
+def completed(before: Mapping[str, Any], now: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    """What is known of a pod's cold start, with what is known `now` of the same pod.
+
+    A server that stopped and became ready again has the pod's whole life before it: no cold start.
+    """
+    if now is None or abs(total_seconds(now) - total_seconds(before)) > _ROUNDING_SECONDS:
+        return before
+    return now
 
 
 def total_seconds(status: Mapping[str, Any]) -> float:

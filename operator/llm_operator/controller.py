@@ -137,8 +137,7 @@ class Controller:
         await self._report(body, cr, replace(observed, problem=problem))
         if problem and not problem.final:
             raise Retry(f"{problem.reason}: {problem.message}")
-        listening = any(pod.diagnosis and pod.diagnosis.in_words_of_events for pod in found)
-        return _LISTEN_SECONDS if listening else None
+        return min((_listen_in(pod) for pod in found if _told_by_events(pod)), default=None)
 
     def _forget(self, key: Key) -> None:
         self._inspection.keep(key, ())
@@ -291,7 +290,8 @@ class Controller:
         if known and findings.report is None:
             return None, before["coldStart"]
         device = findings.report.device if findings.report else None
-        return device, coldstart.cold_start(pod, findings.report, findings.pull)
+        cold_start = coldstart.cold_start(pod, findings.report, findings.pull)
+        return device, coldstart.completed(before["coldStart"], cold_start) if known else cold_start
 
     def _count(self, cr: LLMDeployment, before: Body, status: Body) -> None:
         """Count a cold start once for each pod."""
@@ -310,6 +310,11 @@ class Controller:
             if now["reason"] not in _QUIET_REASONS:
                 normal = now["status"] == "True" or now["reason"] in _WANTED_REASONS
                 await self._tell(cr, now, normal=normal)
+        was = conditions.condition(before, conditions.STALLED) or {}
+        stalled = conditions.condition(status, conditions.STALLED)
+        if stalled and stalled["reason"] not in {was.get("reason"), now["reason"]}:
+            _log(cr, stalled)  # in the way of a rollout while pods serve
+            await self._tell(cr, stalled, normal=False)
         was = conditions.condition(before, conditions.ACCELERATED) or {}
         accelerated = conditions.condition(status, conditions.ACCELERATED)
         if accelerated and accelerated["status"] == "False" != was.get("status"):
@@ -336,13 +341,27 @@ def _read(body: Body) -> tuple[LLMDeployment, Problem | None]:
         return LLMDeployment.parse(stub), problem
 
 
+def _told_by_events(pod: Pod) -> bool:
+    """Whether only Events tell what is the matter with a pod."""
+    return pod.diagnosis is not None and pod.diagnosis.in_words_of_events
+
+
 def _needs_explanation(pod: Pod) -> bool:
     """Whether only Events tell why a pod does not begin, and it should have by now."""
-    if not (pod.diagnosis and pod.diagnosis.in_words_of_events):
-        return False
-    if pod.diagnosis.failure or not pod.scheduled:
-        return True
-    return dt.datetime.now(dt.UTC) - dt.datetime.fromisoformat(pod.scheduled) > _PATIENCE
+    return _told_by_events(pod) and _patience(pod) <= dt.timedelta()
+
+
+def _listen_in(pod: Pod) -> float:
+    """Seconds after which the Events of a pod are worth a look."""
+    return _patience(pod).total_seconds() or _LISTEN_SECONDS
+
+
+def _patience(pod: Pod) -> dt.timedelta:
+    """How long yet a pod may take without anybody asking why."""
+    if not pod.scheduled or (pod.diagnosis and pod.diagnosis.failure):
+        return dt.timedelta()
+    waited = dt.datetime.now(dt.UTC) - dt.datetime.fromisoformat(pod.scheduled)
+    return max(_PATIENCE - waited, dt.timedelta())
 
 
 def _log(cr: LLMDeployment, condition: Body) -> None:

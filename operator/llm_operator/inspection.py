@@ -1,10 +1,12 @@
 """Asks pods' servers what they run on, and the kubelet's Events what it did.
 
-Each pod is asked once it is ready, in the background: a reconcile never waits for a pod. Knows
-where to ask and how long to try; what the answers mean is decided in coldstart and pods.
+Each pod is asked once it is ready, again if its server was started anew, and in the background: a
+reconcile never waits for a pod. Knows where to ask and how long to try; what the answers mean is
+decided in coldstart and pods.
 """
 
 import asyncio
+import datetime as dt
 import logging
 import time
 from collections.abc import Callable, Coroutine, Iterable, Sequence
@@ -17,7 +19,7 @@ from llm_operator import names
 from llm_operator.cache import Key
 from llm_operator.coldstart import Pull, Report
 from llm_operator.kube import EVENT, ApiError, Kube
-from llm_operator.pods import Pod, Warned
+from llm_operator.pods import SANDBOX_WARNING, VOLUME_WARNINGS, Pod, Warned
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +29,12 @@ _TRIES = (0.0, 2.0, 10.0)
 _AT_ONCE = 16
 _EVENTS_SECONDS = 15.0
 """How old the Events of a pod that waits may be before they are asked for again."""
+_REPEATED = dt.timedelta(minutes=5)
+"""Within what time the kubelet tries again, and warns again, if something is still in the way."""
+_BEYOND_PREPARATION = frozenset({"Pulling", "Pulled", "Created", "Started"})
+"""What the kubelet says of a pod whose sandbox and volumes are there."""
+_OF_PREPARATION = VOLUME_WARNINGS | {SANDBOX_WARNING}
+_NEVER = dt.datetime.min.replace(tzinfo=dt.UTC)
 
 
 @dataclass
@@ -38,7 +46,8 @@ class Findings:
     warnings: Sequence[Warned] = ()
     """What the kubelet warned of, newest first."""
     events_at: float = field(default=float("-inf"))
-    asked: bool = False
+    asked: str | None = None
+    """When the server started that was asked."""
 
 
 class Inspection:
@@ -71,8 +80,9 @@ class Inspection:
     def of(self, key: Key, pod: Pod) -> Findings:
         """What is known of a ready pod. The first time it begins to find out."""
         findings = self._entry(key, pod)
-        if not findings.asked and pod.address:
-            findings.asked = True
+        started = pod.started or ""
+        if findings.asked != started and pod.address:
+            findings.asked, findings.report = started, None
             self._spawn(self._ask(key, pod, pod.address, findings))
         return findings
 
@@ -105,15 +115,16 @@ class Inspection:
             await asyncio.sleep(delay)
             try:
                 async with self._slots:
-                    findings.report = await self._report(address)
-                break
-            except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
-                logger.debug("%s/%s: pod %s was not reached: %s", *key, pod.name, error)
-        else:
+                    report = await self._report(address)
+                # Only of a pod that answers: its Events cost the API server a look at all of them.
+                pull = Pull.of(await self._events(key, pod), names.CONTAINER)
+            except (aiohttp.ClientError, TimeoutError, OSError, ValueError, ApiError) as error:
+                logger.debug("%s/%s: not found out about pod %s: %s", *key, pod.name, error)
+                continue
+            if findings.asked == (pod.started or ""):
+                findings.report, findings.pull = report, pull
+                self._add(key)
             return
-        # Only of a pod that is really there: its Events cost the API server a look at all of them.
-        findings.pull = Pull.of(await self._events(key, pod), names.CONTAINER)
-        self._add(key)
 
     async def _report(self, address: str) -> Report:
         if self._session is None:
@@ -123,24 +134,39 @@ class Inspection:
             return Report.of(await answer.json())
 
     async def _listen(self, key: Key, pod: Pod, findings: Findings) -> None:
-        warnings = warned(await self._events(key, pod))
+        try:
+            warnings = warned(await self._events(key, pod))
+        except ApiError as error:
+            logger.debug("%s/%s: no Events of pod %s: %s", *key, pod.name, error)
+            findings.events_at = float("-inf")  # what is known stays, and is asked for at once
+            return
         if warnings != findings.warnings:
             findings.warnings = warnings
             self._add(key)
 
     async def _events(self, key: Key, pod: Pod) -> list[dict[str, Any]]:
-        try:
-            events, _ = await self._kube.list_all(
-                EVENT, key[0], fields=f"involvedObject.uid={pod.uid}"
-            )
-        except ApiError as error:
-            logger.debug("%s/%s: no Events of pod %s: %s", *key, pod.name, error)
-            return []
+        events, _ = await self._kube.list_all(EVENT, key[0], fields=f"involvedObject.uid={pod.uid}")
         return events
 
 
 def warned(events: Iterable[dict[str, Any]]) -> Sequence[Warned]:
-    """The warnings among the Events of a pod, newest first."""
-    warnings = [event for event in events if event.get("type") == "Warning"]
-    warnings.sort(key=lambda event: str(event.get("lastTimestamp") or ""), reverse=True)
-    return tuple(Warned(event.get("reason", ""), event.get("message", "")) for event in warnings)
+    """The warnings among the Events of a pod that still hold, newest first.
+
+    What the kubelet has stopped to warn of, or has got beyond, is history.
+    """
+    seen = sorted(((_at(event), event) for event in events), key=lambda pair: pair[0], reverse=True)
+    beyond = next((at for at, event in seen if event.get("reason") in _BEYOND_PREPARATION), None)
+    warnings = [(at, event) for at, event in seen if event.get("type") == "Warning"]
+    return tuple(
+        Warned(event.get("reason", ""), event.get("message", ""))
+        for at, event in warnings
+        if warnings[0][0] - at <= _REPEATED
+        and (beyond is None or at > beyond or event.get("reason") not in _OF_PREPARATION)
+    )
+
+
+def _at(event: dict[str, Any]) -> dt.datetime:
+    """When an Event was last seen."""
+    series = event.get("series") or {}
+    stamp = series.get("lastObservedTime") or event.get("lastTimestamp") or event.get("eventTime")
+    return dt.datetime.fromisoformat(stamp) if stamp else _NEVER

@@ -1,6 +1,7 @@
 """Reconciling against an API server in memory: what is written, and above all what is not."""
 
 import copy
+import datetime as dt
 import itertools
 
 import pytest
@@ -401,3 +402,59 @@ async def test_events_are_for_news_alone(world, make_pod):
     await world.reconcile()
     await world.reconcile()
     assert world.kube.events == [("Warning", "ImagePullFailed"), ("Normal", "ModelServing")]
+
+
+async def test_what_is_stuck_while_pods_serve_is_told(world, make_pod):
+    await world.reconcile()
+    world.pod(make_pod(template=world.template, ready=True))
+    await world.reconcile()
+    world.edit(LLM_DEPLOYMENT, spec={"replicas": 2}, metadata={"generation": 2})
+    stuck = {"type": "Progressing", "status": "False", "reason": "ProgressDeadlineExceeded"}
+    world.edit(DEPLOYMENT, status={"conditions": [stuck]})
+    await world.reconcile()
+    await world.reconcile()
+    assert world.ready == ("True", "ModelServing")
+    assert world.kube.events == [
+        ("Normal", "ModelServing"),
+        ("Warning", "ProgressDeadlineExceeded"),
+    ]
+
+
+def ready_pod(make_pod, template, *, at):
+    """A pod of noon whose server started and became ready at this hour and minute."""
+    body = make_pod(template=template, ready=True, creationTimestamp="2026-01-01T12:00:00Z")
+    body["status"]["conditions"][0]["lastTransitionTime"] = f"2026-01-01T{at}:09Z"
+    running = {"running": {"startedAt": f"2026-01-01T{at}:02Z"}}
+    server = {"name": "server", "ready": True, "started": True, "state": running}
+    body["status"]["containerStatuses"] = [server]
+    return body
+
+
+async def test_a_server_that_starts_anew_has_no_second_cold_start(world, make_pod):
+    await world.reconcile()
+    world.pod(ready_pod(make_pod, world.template, at="12:00"))
+    await world.reconcile()
+    first = world.status["coldStart"]
+    assert first["total"] == "9s"
+    stopped = ready_pod(make_pod, world.template, at="15:30")
+    stopped["status"]["conditions"][0]["status"] = "False"
+    world.pod(stopped)
+    await world.reconcile()
+    assert world.ready[0] == "False"
+    world.pod(ready_pod(make_pod, world.template, at="15:30"))
+    await world.reconcile()
+    assert world.ready[0] == "True"
+    assert world.status["coldStart"] == first
+
+
+@pytest.mark.parametrize(("ago", "least", "most"), [(4, 4, 6.1), (60, 15, 15)])
+async def test_a_pod_that_is_being_prepared_is_looked_at_again_when_it_takes_long(
+    world, make_pod, ago, least, most
+):
+    await world.reconcile()
+    scheduled = dt.datetime.now(dt.UTC) - dt.timedelta(seconds=ago)
+    placed = {"type": "PodScheduled", "status": "True", "lastTransitionTime": scheduled.isoformat()}
+    creating = {"state": {"waiting": {"reason": "ContainerCreating"}}}
+    world.pod(make_pod(template=world.template, container=creating, conditions=[placed]))
+    world.watch()
+    assert least <= await world.controller.reconcile(KEY) <= most
