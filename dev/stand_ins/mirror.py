@@ -2,7 +2,7 @@
 
 Serves model directories and CPU wheels of torch to builds that cannot reach the real ones. Knows
 HTTP and the hub's answers, as huggingface_hub wants them; does not know where directories come
-from. Reachable from this machine alone.
+from. Reachable from this machine alone, or from pods too where it listens at the node's address.
 """
 
 import contextlib
@@ -39,25 +39,29 @@ class HubError(Exception):
 
 
 class Mirror(ThreadingHTTPServer):
-    """The server with what it serves; `port` 0 takes any free one."""
+    """The server with what it serves; `port` 0 takes any free one of the address `host`."""
 
     daemon_threads = True
     allow_reuse_address = True
 
     def __init__(
-        self, repositories: dict[str, Repository], wheels: list[Path], port: int = PORT
+        self,
+        repositories: dict[str, Repository],
+        wheels: list[Path],
+        port: int = PORT,
+        host: str = "127.0.0.1",
     ) -> None:
         self.repositories = repositories
         self.wheels = {wheel.name: wheel for wheel in wheels}
         try:
-            super().__init__(("127.0.0.1", port), Handler)
+            super().__init__((host, port), Handler)
         except OSError as error:
-            raise MirrorError(f"port {port} of 127.0.0.1 is taken: {error.strerror}") from None
+            raise MirrorError(f"port {port} of {host} is taken: {error.strerror}") from None
 
     @property
     def url(self) -> str:
         """The address, which is also what ``HF_ENDPOINT`` takes."""
-        return f"http://127.0.0.1:{self.server_port}"
+        return f"http://{self.server_address[0]}:{self.server_port}"
 
     def handle_error(self, request: object, client_address: object) -> None:
         """Let a client that goes away in the middle of a download go without a traceback."""
