@@ -62,7 +62,7 @@ def scale(count: int, gpus: Gpus) -> None:
         # Created, not applied: only a node's creation takes its status along.
         nodes = {"apiVersion": "v1", "kind": "List", "items": missing}
         kubectl("create", "-f", "-", text=json.dumps(nodes))
-        kubectl("wait", "--for=condition=Ready", "node", "-l", LABEL, "--timeout=60s")
+        kubectl("wait", "--for=condition=Ready", "node", "-l", LABEL, "--timeout=110s")
 
 
 def _all() -> list[Json]:
