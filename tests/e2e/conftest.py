@@ -54,8 +54,21 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 @pytest.fixture
-def kubectl(request: pytest.FixtureRequest, cluster: Kubectl, tmp_path: Path) -> Iterator[Kubectl]:
+def kubectl(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Kubectl]:
     """kubectl in a fresh namespace that enforces Pod Security ``restricted`` and is served."""
+    with served_namespace(request, tmp_path) as inside:
+        yield inside
+
+
+@contextmanager
+def served_namespace(request: pytest.FixtureRequest, folder: Path) -> Iterator[Kubectl]:
+    """A fresh namespace that is served, for as long as the caller's fixture lives.
+
+    Args:
+        request: of the fixture.
+        folder: Where the log of an operator of this checkout is written.
+    """
+    cluster: Kubectl = request.getfixturevalue("cluster")
     local = request.config.getoption("--local-operator")
     if not local:
         request.getfixturevalue("operator")
@@ -70,7 +83,7 @@ def kubectl(request: pytest.FixtureRequest, cluster: Kubectl, tmp_path: Path) ->
     }
     cluster("apply", "-f", "-", stdin=json.dumps(namespace))
     inside = Kubectl(cluster.binary, cluster.kubeconfig, name)
-    with local_operator(name, tmp_path) if local else nullcontext():
+    with local_operator(name, folder) if local else nullcontext():
         yield inside
     # The next test gets the two cores for itself: wait until no pod is left here.
     inside("delete", KIND, "--all", "--wait=false")
