@@ -12,7 +12,7 @@ import random
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 import aiohttp
 from kubernetes.aio import config
@@ -361,13 +361,13 @@ class Kube:
         accept: str = _JSON,
         limits: aiohttp.ClientTimeout = _TIMEOUT,
     ) -> RESTResponse:
-        _, url, headers, _, _ = await self._client.param_serialize(
-            method,
-            path,
-            query_params=list(query.items()),
-            header_params={"Accept": accept, "Content-Type": content_type},
-            auth_settings=["BearerToken"],
+        headers = {"Accept": accept, "Content-Type": content_type, **self._client.default_headers}
+        await self._client.update_params_for_auth(
+            headers, None, ["BearerToken"], path, method, body
         )
+        url = self._client.configuration.host + path
+        if query:
+            url += f"?{urlencode(query)}"
         return await self._client.call_api(
             method, url, header_params=headers, body=body, _request_timeout=limits
         )

@@ -24,10 +24,12 @@ class Server:
     def __init__(self):
         self.status, self.answer = 200, json.dumps({"metadata": {"name": "smollm2"}})
         self.requests = []
+        self.tokens = []
         self.recovers_after = None
 
     async def handle(self, request):
         body = await request.text()
+        self.tokens.append(request.headers.get("Authorization"))
         self.requests.append(
             (request.method, request.path, dict(request.query), request.content_type, body)
         )
@@ -95,6 +97,18 @@ async def test_status_is_applied_to_the_object_of_that_uid(kube, server):
     }
 
 
+async def test_each_request_bears_the_token_of_its_time(kube, server):
+    configuration = kube._client.configuration
+
+    async def renewed(configuration):
+        configuration.api_key["BearerToken"] = "Bearer renewed"
+
+    await kube.get(DEPLOYMENT, "models", "smollm2")
+    configuration.refresh_api_key_hook = renewed
+    await kube.get(DEPLOYMENT, "models", "smollm2")
+    assert server.tokens == ["Bearer secret", "Bearer renewed"]
+
+
 async def test_events_are_created(kube, server):
     await kube.create(EVENT, {"metadata": {"namespace": "models"}})
     ((method, path, _, content_type, _),) = server.requests
@@ -108,10 +122,10 @@ async def test_lists_of_one_namespace_and_of_all(kube, server):
         [{"apiVersion": "llm-operator.dev/v1alpha1", "kind": "LLMDeployment", "a": 1}],
         7,
     )
-    await kube.list_all(SERVICE, selector="a=b")
+    await kube.list_all(SERVICE, selector="a.b/c=d,e in (f, g)")
     assert [(path, query) for _, path, query, _, _ in server.requests] == [
         ("/apis/llm-operator.dev/v1alpha1/namespaces/models/llmdeployments", {}),
-        ("/api/v1/services", {"labelSelector": "a=b"}),
+        ("/api/v1/services", {"labelSelector": "a.b/c=d,e in (f, g)"}),
     ]
 
 
