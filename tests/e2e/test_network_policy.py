@@ -159,11 +159,11 @@ def test_only_allowed_pods_reach_a_pod_through_its_service(peers: Peers):
 def test_the_kubelet_probes_pods_that_nobody_else_may_reach(peers: Peers):
     peers.start("client")
     peers.kubectl.apply(policy("deny", "server", policyTypes=["Ingress", "Egress"]))
-    often = {"httpGet": {"path": "/", "port": SERVED}, "periodSeconds": 1, "failureThreshold": 2}
+    often = {"httpGet": {"path": "/", "port": SERVED}, "periodSeconds": 1, "timeoutSeconds": 10}
     peers.start("server", readinessProbe=often, livenessProbe=often)
     peers.expect("client", {peers.address("server"): False})
-    time.sleep(5)  # of blocked probes the second in a row would restart it
-    peers.kubectl("wait", "--for=condition=Ready", "pod/server", "--timeout=1s")
+    time.sleep(8)  # of blocked probes, refused at once, the third in a row would restart it
+    peers.kubectl("wait", "--for=condition=Ready", "pod/server", "--timeout=10s")
     server = peers.kubectl.json("get", "pod", "server")
     assert server["status"]["containerStatuses"][0]["restartCount"] == 0
 
