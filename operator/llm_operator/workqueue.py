@@ -1,7 +1,8 @@
 """A queue of keys to work on: each at most once at a time, repeated until it succeeds.
 
 Like the work queue of Go controllers: a key added while it is worked on is worked on once more,
-a failure is tried again after a growing time. Does not know what the work is.
+a failure is tried again after a growing time. After its turn a key rests for a moment: much happens
+while pods start, and all of it together is worth one more turn. Does not know what the work is.
 """
 
 import asyncio
@@ -18,6 +19,7 @@ K = TypeVar("K", bound=Hashable)
 
 _FIRST_RETRY_SECONDS = 0.25
 _LAST_RETRY_SECONDS = 60.0
+_REST_SECONDS = 0.2
 
 
 class Retry(Exception):  # noqa: N818 - a request, not an error
@@ -49,27 +51,28 @@ class WorkQueue(Generic[K]):
         self._closed = False
         self._running: dict[K, asyncio.Task[None]] = {}
         self._again: set[K] = set()
+        self._resting: set[K] = set()
         self._timers: dict[K, asyncio.TimerHandle] = {}
         self._failures: dict[K, int] = {}
         self._waiting_for: dict[K, str] = {}
 
     def __len__(self) -> int:
         """Number of keys that are worked on or wait for it."""
-        return len(self._running)
+        return len(self._running) + len(self._resting & self._again)
 
     def load(self) -> tuple[int, int, int]:
         """Number of keys that wait, that are worked on, and that will be later."""
-        waiting = len(self._running) - self._at_work
+        waiting = len(self) - self._at_work
         return waiting, self._at_work, len(self._timers)
 
     def add(self, key: K) -> None:
-        """Work on `key` now, or once more if it is being worked on. A closed queue does nothing."""
+        """Work on `key` now, or once more after its rest. A closed queue does nothing."""
         if self._closed:
             return
         timer = self._timers.pop(key, None)
         if timer:
             timer.cancel()
-        if key in self._running:
+        if key in self._running or key in self._resting:
             self._again.add(key)
         else:
             self._running[key] = asyncio.create_task(self._run(key), name=f"work on {key}")
@@ -106,12 +109,19 @@ class WorkQueue(Generic[K]):
                         delay = await self._attempt(key)
         finally:
             del self._running[key]
+        if self._closed:
+            return
+        loop = asyncio.get_running_loop()
+        self._resting.add(key)
+        loop.call_later(_REST_SECONDS, self._rested, key)
+        if delay is not None and key not in self._again:
+            self._timers[key] = loop.call_later(delay, self.add, key)
+
+    def _rested(self, key: K) -> None:
+        self._resting.discard(key)
         if key in self._again:
             self._again.discard(key)
             self.add(key)
-        elif delay is not None and not self._closed:
-            loop = asyncio.get_running_loop()
-            self._timers[key] = loop.call_later(delay, self.add, key)
 
     async def _attempt(self, key: K) -> float | None:
         began, outcome = time.perf_counter(), "success"

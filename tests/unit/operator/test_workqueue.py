@@ -1,5 +1,6 @@
 import asyncio
 import logging
+import time
 
 import pytest
 
@@ -64,6 +65,41 @@ async def test_a_key_is_never_worked_on_twice_at_once_and_no_change_is_missed():
     await settled(queue)
     assert most == 1
     assert seen == 2, "ten changes during the work are one more time to work"
+
+
+async def test_what_happens_to_a_key_that_rests_is_one_more_turn(monkeypatch):
+    monkeypatch.setattr(workqueue, "_REST_SECONDS", 0.05)
+    turns = []
+
+    async def work(key):
+        turns.append(time.monotonic())
+
+    queue = WorkQueue(work)
+    queue.add("a")
+    await until(lambda: turns)
+    for _ in range(10):
+        queue.add("a")
+        await asyncio.sleep(0.001)
+    assert queue.load()[0] == len(queue) == 1
+    await settled(queue)
+    assert len(turns) == 2
+    assert turns[1] - turns[0] >= 0.05
+    await asyncio.sleep(0.1)
+    assert len(turns) == 2
+
+
+async def test_a_key_does_not_wait_for_the_rest_of_another(monkeypatch):
+    monkeypatch.setattr(workqueue, "_REST_SECONDS", 60)
+    seen = []
+
+    async def work(key):
+        seen.append(key)
+
+    queue = WorkQueue(work, limit=1)
+    for key in "abc":
+        queue.add(key)
+        await settled(queue)
+    assert seen == ["a", "b", "c"]
 
 
 async def test_keys_are_worked_on_at_the_same_time_up_to_the_limit():
