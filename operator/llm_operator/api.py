@@ -16,6 +16,7 @@ from pydantic import ConfigDict, Field, StringConstraints
 
 from llm_operator.exposure import Monitoring, NetworkPolicy, Service
 from llm_operator.fields import (
+    KEYS,
     AnnotationValue,
     ApiModel,
     ImageReference,
@@ -25,6 +26,7 @@ from llm_operator.fields import (
     ObjectName,
     PullPolicy,
     Quantity,
+    Repository,
     ResourceName,
     SecretKey,
     Share,
@@ -52,13 +54,17 @@ SHORT_NAMES = ("llm",)
 
 DEFAULT_GPU_RESOURCE = "nvidia.com/gpu"
 
-# What the operator itself says about pods, and selects them by.
-_OWN_KEYS = (
+# What the operator and the Deployment say about pods, and select them by.
+_OWN_LABELS = (
     "self.all(key, !key.startsWith('llm-operator.dev/') && !(key in ["
     "'app.kubernetes.io/name', 'app.kubernetes.io/instance', 'app.kubernetes.io/component',"
-    " 'app.kubernetes.io/part-of', 'app.kubernetes.io/managed-by']))",
-    "app.kubernetes.io/name, instance, component, part-of and managed-by and keys that begin with"
-    " llm-operator.dev/ are the operator's own: use other keys",
+    " 'app.kubernetes.io/part-of', 'app.kubernetes.io/managed-by', 'pod-template-hash']))",
+    "pod-template-hash, app.kubernetes.io/name, instance, component, part-of and managed-by and"
+    " keys that begin with llm-operator.dev/ are set by the operator: use other keys",
+)
+_OWN_ANNOTATIONS = (
+    "self.all(key, !key.startsWith('llm-operator.dev/'))",
+    "keys that begin with llm-operator.dev/ are set by the operator: use other keys",
 )
 
 
@@ -78,9 +84,9 @@ class Image(ApiModel):
         )
     )
 
-    repository: ImageReference | None = None
-    """Repository of the image. The image of a target is repository:tag-cpu or repository:tag-gpu,
-    without a tag repository:cpu or repository:gpu."""
+    repository: Repository | None = None
+    """Name of the image without tag and digest. The image of a target is repository:tag-cpu or
+    repository:tag-gpu, without a tag repository:cpu or repository:gpu."""
     tag: (
         Annotated[
             str,
@@ -131,8 +137,9 @@ class Gpu(ApiModel):
         Field(
             json_schema_extra=rules(
                 (
-                    "self.contains('/')",
-                    "resourceName is the extended resource of a device plugin, for example"
+                    "self.contains('/') && !self.contains('kubernetes.io/')"
+                    " && !self.startsWith('requests.')",
+                    "gpu.resourceName is the extended resource of a device plugin, for example"
                     " nvidia.com/gpu, amd.com/gpu or nvidia.com/mig-1g.10gb",
                 )
             )
@@ -143,7 +150,21 @@ class Gpu(ApiModel):
     products: Annotated[tuple[LabelValue, ...], Field(min_length=1, max_length=32)] | None = None
     """Accepted values of the node label nvidia.com/gpu.product, for example
     NVIDIA-H100-80GB-HBM3."""
-    min_memory: Quantity | None = None
+    min_memory: (
+        Annotated[
+            Quantity,
+            Field(
+                json_schema_extra=rules(
+                    (
+                        "quantity(string(self)).isGreaterThan(quantity('0'))"
+                        " && quantity(string(self)).isLessThan(quantity('1Pi'))",
+                        "gpu.minMemory is the least memory of one GPU, for example 40G",
+                    )
+                )
+            ),
+        ]
+        | None
+    ) = None
     """Least memory of one GPU, compared with the node label nvidia.com/gpu.memory. Cards report a
     little less than their name says: ask for 79Gi or 80G to get an 80 GB card."""
     runtime_class_name: ObjectName | None = None
@@ -223,7 +244,8 @@ class Rollout(ApiModel):
     max_surge: Share | None = None
     """Most pods above spec.replicas, as a number or percentage. 1 if not set."""
     max_unavailable: Share | None = None
-    """Most pods below spec.replicas, as a number or percentage. 0 if not set."""
+    """Most pods below spec.replicas, as a number or percentage. If not set 0, or 1 where maxSurge
+    is 0."""
 
 
 class LLMDeploymentSpec(ApiModel):
@@ -248,18 +270,20 @@ class LLMDeploymentSpec(ApiModel):
                 " target to gpu",
             ),
             (
-                "!has(self.resources) || !['nvidia.com/gpu', 'amd.com/gpu'].exists(name,"
+                "!has(self.resources) || !(['nvidia.com/gpu', 'amd.com/gpu'] + (has(self.gpu) ?"
+                " [self.gpu.resourceName] : [])).exists(name,"
                 " (has(self.resources.limits) && name in self.resources.limits)"
                 " || (has(self.resources.requests) && name in self.resources.requests))",
                 "GPUs are asked for by gpu.count and gpu.resourceName: remove them from resources",
             ),
             (
-                "!has(self.resources) || !has(self.gpu)"
-                " || !((has(self.resources.limits)"
-                " && self.gpu.resourceName in self.resources.limits)"
-                " || (has(self.resources.requests)"
-                " && self.gpu.resourceName in self.resources.requests))",
-                "gpu.resourceName stands in resources too: remove it there and set gpu.count",
+                "!has(self.autoscaling) || has(self.hardwareProfile)"
+                " || (has(self.autoscaling.metric) && self.autoscaling.metric.type != 'cpu')"
+                " || (has(self.resources)"
+                " && ((has(self.resources.requests) && 'cpu' in self.resources.requests)"
+                " || (has(self.resources.limits) && 'cpu' in self.resources.limits)))",
+                "autoscaling follows the use of CPU in percent of resources.requests.cpu, which is"
+                " not set: set it, or choose another autoscaling.metric.type",
             ),
             (
                 "!has(self.server) || !has(self.server.env) || !has(self.model.source)"
@@ -291,7 +315,10 @@ class LLMDeploymentSpec(ApiModel):
     """Stop all pods and keep everything else, until it is false again."""
     resources: Resources = Resources()
     """CPU, memory and other resources of one replica."""
-    node_selector: Annotated[dict[LabelKey, LabelValue], Field(max_length=32)] | None = None
+    node_selector: (
+        Annotated[dict[LabelKey, LabelValue], Field(max_length=32, json_schema_extra=rules(KEYS))]
+        | None
+    ) = None
     """Labels that a node must have, for every target."""
     tolerations: Annotated[tuple[Toleration, ...], Field(max_length=32)] = ()
     """Taints that the pods tolerate, for every target. The usual taint of the GPU resource is
@@ -299,7 +326,17 @@ class LLMDeploymentSpec(ApiModel):
     affinity: Affinity = Affinity()
     """Scheduling constraints, as in a pod."""
     topology_spread_constraints: (
-        Annotated[tuple[TopologySpreadConstraint, ...], Field(max_length=8)] | None
+        Annotated[
+            tuple[TopologySpreadConstraint, ...],
+            Field(
+                max_length=8,
+                json_schema_extra={
+                    "x-kubernetes-list-type": "map",
+                    "x-kubernetes-list-map-keys": ["topologyKey", "whenUnsatisfiable"],
+                },
+            ),
+        ]
+        | None
     ) = None
     """How the pods spread, as in a pod. Over zones and nodes as far as possible if not set."""
     priority_class_name: ObjectName | None = None
@@ -322,7 +359,8 @@ class LLMDeploymentSpec(ApiModel):
     """How Prometheus finds the pods."""
     pod_labels: (
         Annotated[
-            dict[LabelKey, LabelValue], Field(max_length=32, json_schema_extra=rules(_OWN_KEYS))
+            dict[LabelKey, LabelValue],
+            Field(max_length=32, json_schema_extra=rules(KEYS, _OWN_LABELS)),
         ]
         | None
     ) = None
@@ -330,7 +368,7 @@ class LLMDeploymentSpec(ApiModel):
     pod_annotations: (
         Annotated[
             dict[LabelKey, AnnotationValue],
-            Field(max_length=32, json_schema_extra=rules(_OWN_KEYS)),
+            Field(max_length=32, json_schema_extra=rules(KEYS, _OWN_ANNOTATIONS)),
         ]
         | None
     ) = None

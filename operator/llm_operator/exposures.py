@@ -10,6 +10,7 @@ from llm_operator.api import LLMDeployment
 from llm_operator.manifest import Manifest
 
 _DNS_PORT = 53
+_SCRAPE_INTERVAL = "30s"
 _NAMESPACE_LABEL = "kubernetes.io/metadata.name"
 
 
@@ -104,7 +105,11 @@ def pod_monitor(cr: LLMDeployment) -> Manifest | None:
         "spec": {
             "selector": {"matchLabels": names.selector(cr.metadata.name)},
             "podMetricsEndpoints": [
-                {"port": names.PORT_NAME, "path": "/metrics", "interval": monitoring.interval}
+                {
+                    "port": names.PORT_NAME,
+                    "path": "/metrics",
+                    "interval": monitoring.interval or _SCRAPE_INTERVAL,
+                }
             ],
         },
     }

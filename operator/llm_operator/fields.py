@@ -13,22 +13,42 @@ from llm_operator import quantities
 
 PullPolicy = Literal["Always", "IfNotPresent", "Never"]
 
-_DNS_SUBDOMAIN = r"^[a-z0-9]([-.a-z0-9]*[a-z0-9])?$"
-_IMAGE = r"^[a-zA-Z0-9][-a-zA-Z0-9._:/@]*$"
-_QUALIFIED_NAME = r"^([a-z0-9]([-.a-z0-9]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$"
+_SUBDOMAIN = r"[a-z0-9]+((-+|\.)[a-z0-9]+)*"
+_NAME_PART = "[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?"
+QUALIFIED_NAME = f"({_SUBDOMAIN}/)?{_NAME_PART}"
+_PORT = "([1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])"
+_HOST = r"[A-Za-z0-9]+((-+|\.)[A-Za-z0-9]+)*"
+_REPOSITORY_PART = r"[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*"
+_REPOSITORY = rf"({_HOST}(:[0-9]{{1,5}})?/)?{_REPOSITORY_PART}(/{_REPOSITORY_PART})*"
+_TAG = r"[A-Za-z0-9_][-A-Za-z0-9._]{0,127}"
+_DIGEST = r"[a-z0-9]+([-+._][a-z0-9]+)*:[0-9a-fA-F]{32,}"
+_CONFIG_KEY = r"^\.?[-_A-Za-z0-9][-._A-Za-z0-9]*$"
+_SHARE = r"^(100|[1-9]?[0-9])%$"
 
-ObjectName = Annotated[str, StringConstraints(min_length=1, max_length=253, pattern=_DNS_SUBDOMAIN)]
-ImageReference = Annotated[str, StringConstraints(min_length=1, max_length=512, pattern=_IMAGE)]
-ResourceName = Annotated[
-    str, StringConstraints(min_length=1, max_length=253, pattern=_QUALIFIED_NAME)
+ObjectName = Annotated[str, StringConstraints(max_length=253, pattern=rf"^{_SUBDOMAIN}$")]
+Repository = Annotated[str, StringConstraints(max_length=384, pattern=rf"^{_REPOSITORY}$")]
+"""Name of an image without tag and digest."""
+ImageReference = Annotated[
+    str,
+    StringConstraints(max_length=512, pattern=rf"^{_REPOSITORY}(:{_TAG})?(@{_DIGEST})?$"),
 ]
-LabelKey = Annotated[str, StringConstraints(min_length=1, max_length=317)]
-LabelValue = Annotated[str, StringConstraints(max_length=63)]
+ResourceName = Annotated[str, StringConstraints(max_length=244, pattern=rf"^{QUALIFIED_NAME}$")]
+ConfigKey = Annotated[str, StringConstraints(max_length=253, pattern=_CONFIG_KEY)]
+"""Key of a Secret or ConfigMap."""
+LabelKey = Annotated[str, StringConstraints(max_length=253, pattern=rf"^{QUALIFIED_NAME}$")]
+LabelValue = Annotated[str, StringConstraints(max_length=63, pattern=rf"^({_NAME_PART})?$")]
 AnnotationValue = Annotated[str, StringConstraints(max_length=4096)]
 Url = Annotated[
-    str, StringConstraints(min_length=8, max_length=512, pattern=r"^https?://[^\s/?#@]+[^\s?#]*$")
+    str,
+    StringConstraints(max_length=512, pattern=rf"^https?://{_HOST}(:{_PORT})?(/[!-\x22$->@-~]*)?$"),
 ]
 """Address of a service, without user, query or fragment."""
+
+# The schema of a map says nothing of its keys.
+KEYS = (
+    "self.all(key, !format.qualifiedName().validate(key).hasValue())",
+    "a key is a name such as team or example.com/team",
+)
 
 
 def _checked(quantity: int | str) -> int | str:
@@ -42,8 +62,8 @@ Quantity = Annotated[
     AfterValidator(_checked),
     WithJsonSchema(
         {
-            "anyOf": [{"type": "integer"}, {"type": "string"}],
             "x-kubernetes-int-or-string": True,
+            "minimum": 0,
             "pattern": quantities.PATTERN,
             "maxLength": 32,
         }
@@ -53,23 +73,22 @@ Quantity = Annotated[
 
 def _share(share: int | str) -> int | str:
     """`share` as it is; a ValueError if it is neither a number nor a percentage."""
-    if not re.match(_SHARE, str(share)):
-        msg = f"{share!r} is neither a number nor a percentage"
+    if isinstance(share, str) and not re.match(_SHARE, share):
+        msg = f"{share!r} is no percentage such as 25%; a number stands without quotes"
         raise ValueError(msg)
     return share
 
-
-_SHARE = r"^([0-9]{1,5}|[0-9]{1,3}%)$"
 
 Share = Annotated[
     int | str,
     AfterValidator(_share),
     WithJsonSchema(
         {
-            "anyOf": [{"type": "integer"}, {"type": "string"}],
             "x-kubernetes-int-or-string": True,
+            "minimum": 0,
+            "maximum": 10_000,
             "pattern": _SHARE,
-            "maxLength": 5,
+            "maxLength": 4,
         }
     ),
 ]
@@ -100,9 +119,7 @@ class SecretKey(ApiModel):
 
     name: ObjectName
     """Name of the Secret."""
-    key: Annotated[
-        str, StringConstraints(min_length=1, max_length=253, pattern=r"^[-._A-Za-z0-9]+$")
-    ]
+    key: ConfigKey
     """Key in its data."""
 
 

@@ -41,7 +41,7 @@ class PersistentVolumeClaimSource(ApiModel):
     path: (
         Annotated[
             str,
-            StringConstraints(min_length=1, max_length=1024),
+            StringConstraints(max_length=1024, pattern=r"^[^\x00-\x1f\x7f]+$"),
             Field(
                 json_schema_extra=rules(
                     (
@@ -125,7 +125,6 @@ class Model(ApiModel):
     id: Annotated[
         str,
         StringConstraints(
-            min_length=1,
             max_length=200,
             pattern=r"^[A-Za-z0-9][-A-Za-z0-9._]*(/[A-Za-z0-9][-A-Za-z0-9._]*)?$",
         ),
@@ -135,9 +134,7 @@ class Model(ApiModel):
     revision: (
         Annotated[
             str,
-            StringConstraints(
-                min_length=1, max_length=255, pattern=r"^[A-Za-z0-9][-A-Za-z0-9._/]*$"
-            ),
+            StringConstraints(max_length=255, pattern=r"^[A-Za-z0-9][-A-Za-z0-9._/]*$"),
         ]
         | None
     ) = None
@@ -146,9 +143,7 @@ class Model(ApiModel):
     served_name: (
         Annotated[
             str,
-            StringConstraints(
-                min_length=1, max_length=200, pattern=r"^[A-Za-z0-9][-A-Za-z0-9._/:]*$"
-            ),
+            StringConstraints(max_length=200, pattern=r"^[A-Za-z0-9][-A-Za-z0-9._/:]*$"),
         ]
         | None
     ) = None

@@ -1,14 +1,42 @@
 """The parts of a pod that a user writes as in a pod: resources, scheduling, environment.
 
-Knows their fields and what in them contradicts itself. Does not know how they are combined with
-what the operator adds (render, hardware).
+Knows their fields and what in them contradicts itself. Selectors and affinity stand in
+selectors. Does not know how they are combined with what the operator adds (podtemplate).
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, StringConstraints
 
-from llm_operator.fields import ApiModel, LabelKey, LabelValue, ObjectName, Quantity, rules
+from llm_operator.fields import (
+    QUALIFIED_NAME,
+    ApiModel,
+    ConfigKey,
+    LabelKey,
+    LabelValue,
+    ObjectName,
+    Quantity,
+    rules,
+)
+from llm_operator.selectors import AsLabelSelector, AsNodeAffinity, AsPodAffinity
+
+_FIELD_PATH = (
+    rf"^(metadata\.(name|namespace|uid|(labels|annotations)\['{QUALIFIED_NAME}'\])"
+    r"|spec\.(nodeName|serviceAccountName)|status\.(hostIP|hostIPs|podIP|podIPs))$"
+)
+# requests name nothing else than limits: there these rules hold too.
+_LIMITS = rules(
+    (
+        "self.all(name, name in ['cpu', 'memory', 'ephemeral-storage'] || (name.contains('/')"
+        " && !format.qualifiedName().validate(name).hasValue()))",
+        "resources are cpu, memory, ephemeral-storage, or an extended resource such as"
+        " example.com/nic",
+    ),
+    (
+        "self.all(name, !name.contains('/') || quantity(string(self[name])).isInteger())",
+        "an extended resource such as example.com/nic comes in whole pieces: use a whole number",
+    ),
+)
 
 
 class Resources(ApiModel):
@@ -21,18 +49,50 @@ class Resources(ApiModel):
                 " !(name in self.limits) || quantity(string(self.requests[name]))"
                 ".compareTo(quantity(string(self.limits[name]))) <= 0)",
                 "a request exceeds its limit: lower the request or raise the limit",
-            )
+            ),
+            (
+                "!has(self.requests) || self.requests.all(name,"
+                " name in ['cpu', 'memory', 'ephemeral-storage']"
+                " || (has(self.limits) && name in self.limits"
+                " && quantity(string(self.requests[name])).compareTo("
+                "quantity(string(self.limits[name]))) == 0))",
+                "other resources than cpu, memory and ephemeral-storage are given as a whole: set"
+                " them in limits, and in requests to the same number or not at all",
+            ),
         )
     )
 
     requests: Annotated[dict[LabelKey, Quantity], Field(max_length=16)] | None = None
-    """Resources the scheduler reserves for one replica."""
-    limits: Annotated[dict[LabelKey, Quantity], Field(max_length=16)] | None = None
+    """Resources the scheduler reserves for one replica. Parts of a core are written 500m or
+    "0.5"."""
+    limits: (
+        Annotated[dict[LabelKey, Quantity], Field(max_length=16, json_schema_extra=_LIMITS)] | None
+    ) = None
     """Most that one replica may use. The server runs as many threads as limits.cpu allows."""
 
 
 class Toleration(ApiModel):
     """A taint that the pods tolerate, as in a pod."""
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            (
+                "has(self.key) || (has(self.operator) && self.operator == 'Exists')",
+                "a toleration without a key tolerates every taint: set operator to Exists, or name"
+                " a key",
+            ),
+            (
+                "!(has(self.operator) && self.operator == 'Exists') || !has(self.value)"
+                " || self.value == ''",
+                "operator Exists compares no value: remove value, or set operator to Equal",
+            ),
+            (
+                "!has(self.tolerationSeconds) || (has(self.effect) && self.effect == 'NoExecute')",
+                "tolerationSeconds belongs to effect NoExecute: set effect to NoExecute, or remove"
+                " tolerationSeconds",
+            ),
+        )
+    )
 
     key: LabelKey | None = None
     """Key of the taint. Every key if not set, with operator Exists."""
@@ -42,28 +102,43 @@ class Toleration(ApiModel):
     """Value of the taint, with operator Equal."""
     effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
     """Effect of the taint. Every effect if not set."""
-    toleration_seconds: Annotated[int, Field(ge=0)] | None = None
+    toleration_seconds: Annotated[int, Field(ge=0, le=2_147_483_647)] | None = None
     """How long a NoExecute taint is tolerated. For ever if not set."""
 
 
-_PASSED_THROUGH: dict[str, Any] = {"x-kubernetes-preserve-unknown-fields": True}
-
-
 class Affinity(ApiModel):
-    """Scheduling constraints, as in a pod. Unknown fields in it are refused by the Deployment."""
+    """Scheduling constraints, as in a pod."""
 
-    node_affinity: Annotated[dict[str, Any], Field(json_schema_extra=_PASSED_THROUGH)] | None = None
-    """Rules about nodes, as in a pod. Requirements from gpu are added to each of its terms."""
-    pod_affinity: Annotated[dict[str, Any], Field(json_schema_extra=_PASSED_THROUGH)] | None = None
-    """Rules about pods to be near to, as in a pod."""
-    pod_anti_affinity: (
-        Annotated[dict[str, Any], Field(json_schema_extra=_PASSED_THROUGH)] | None
-    ) = None
-    """Rules about pods to be apart from, as in a pod."""
+    node_affinity: AsNodeAffinity | None = None
+    """Rules about labels of nodes, as in a pod. Requirements from gpu are added to each of its terms."""
+    pod_affinity: AsPodAffinity | None = None
+    """Rules about pods of the namespace to be near to, as in a pod."""
+    pod_anti_affinity: AsPodAffinity | None = None
+    """Rules about pods of the namespace to be apart from, as in a pod."""
 
 
 class TopologySpreadConstraint(ApiModel):
     """How the pods spread over nodes, zones and so on, as in a pod."""
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            (
+                "!has(self.minDomains) || self.whenUnsatisfiable == 'DoNotSchedule'",
+                "minDomains belongs to whenUnsatisfiable DoNotSchedule: set it, or remove"
+                " minDomains",
+            ),
+            (
+                "!has(self.matchLabelKeys) || self.matchLabelKeys.all(key, has(self.labelSelector)"
+                " ? (!(has(self.labelSelector.matchLabels)"
+                " && key in self.labelSelector.matchLabels)"
+                " && !(has(self.labelSelector.matchExpressions)"
+                " && self.labelSelector.matchExpressions.exists(each, each.key == key)))"
+                " : !(key in ['app.kubernetes.io/name', 'app.kubernetes.io/instance']))",
+                "a key of matchLabelKeys stands in the labelSelector already: remove it from one"
+                " of them",
+            ),
+        )
+    )
 
     max_skew: Annotated[int, Field(ge=1, le=10_000)] = 1
     """Most pods that one domain may have more than another."""
@@ -71,9 +146,7 @@ class TopologySpreadConstraint(ApiModel):
     """Node label whose values are the domains, for example topology.kubernetes.io/zone."""
     when_unsatisfiable: Literal["DoNotSchedule", "ScheduleAnyway"]
     """Whether a pod waits or is placed anyway where the constraint cannot be met."""
-    label_selector: Annotated[dict[str, Any], Field(json_schema_extra=_PASSED_THROUGH)] | None = (
-        None
-    )
+    label_selector: AsLabelSelector | None = None
     """Pods that are counted, as in a pod. The pods of this LLMDeployment if not set."""
     min_domains: Annotated[int, Field(ge=1, le=10_000)] | None = None
     """Least number of domains, with DoNotSchedule."""
@@ -90,9 +163,7 @@ class KeySelector(ApiModel):
 
     name: ObjectName
     """Name of the object."""
-    key: Annotated[
-        str, StringConstraints(min_length=1, max_length=253, pattern=r"^[-._A-Za-z0-9]+$")
-    ]
+    key: ConfigKey
     """Key in its data."""
     optional: bool | None = None
     """Start without the variable when object or key does not exist."""
@@ -101,8 +172,9 @@ class KeySelector(ApiModel):
 class FieldSelector(ApiModel):
     """A field of the pod."""
 
-    field_path: Annotated[str, StringConstraints(min_length=1, max_length=253)]
-    """Path of the field, for example spec.nodeName."""
+    field_path: Annotated[str, StringConstraints(max_length=350, pattern=_FIELD_PATH)]
+    """Path of the field: metadata.name, namespace, uid, labels['KEY'] or annotations['KEY'],
+    spec.nodeName or serviceAccountName, status.hostIP, hostIPs, podIP or podIPs."""
 
 
 class EnvVarSource(ApiModel):
@@ -178,9 +250,7 @@ class EnvVar(ApiModel):
         )
     )
 
-    name: Annotated[
-        str, StringConstraints(min_length=1, max_length=128, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
-    ]
+    name: Annotated[str, StringConstraints(max_length=128, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
     """Name of the variable."""
     value: Annotated[str, StringConstraints(max_length=32768)] | None = None
     """Value of the variable."""

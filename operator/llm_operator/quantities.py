@@ -3,7 +3,7 @@
 import re
 from decimal import Decimal
 
-PATTERN = r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei|[eE][0-9]+)?$"
+PATTERN = r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei|[eE][0-9]{1,2})?$"
 
 _QUANTITY = re.compile(r"([0-9.]+)(\w*)", re.ASCII)
 _FACTORS = {

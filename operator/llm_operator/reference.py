@@ -7,6 +7,16 @@ from llm_operator import api
 
 Schema = dict[str, Any]
 
+# What is as in a pod or a NetworkPolicy, Kubernetes' own documentation describes in detail.
+_FOLDED = (
+    "affinity.nodeAffinity.",
+    "affinity.podAffinity.",
+    "affinity.podAntiAffinity.",
+    "topologySpreadConstraints[].labelSelector.",
+    "networkPolicy.ingressFrom[].",
+    "networkPolicy.egress[].",
+)
+
 _HEAD = f"""\
 # API reference: `{api.API_VERSION}`, {api.KIND}
 
@@ -30,6 +40,7 @@ def _table(schema: Schema) -> str:
     rows += [
         f"| `{path}` | {_type(node)} | {_text(node)}{_default(node)} |"
         for path, node in fields(schema)
+        if not path.startswith(_FOLDED)
     ]
     return "\n".join(rows) + "\n"
 
@@ -60,7 +71,7 @@ def fields(schema: Schema, prefix: str = "") -> Iterator[tuple[str, Schema]]:
 
 def _type(node: Schema) -> str:
     if node.get("x-kubernetes-int-or-string"):
-        return "quantity"
+        return "number or percentage" if node["pattern"].endswith("%$") else "quantity"
     if "enum" in node:
         return " \\| ".join(f"`{value}`" for value in node["enum"])
     if node.get("type") == "array":

@@ -68,7 +68,10 @@ def _drop_default(node: Schema) -> None:
 
 
 def _convert_mapping(node: Schema, definitions: dict[str, Schema]) -> None:
-    node.pop("propertyNames", None)  # has no structural counterpart; the API server checks names
+    # What is said of keys has no structural counterpart: that is left to CEL.
+    node.pop("propertyNames", None)
+    for values in node.pop("patternProperties", {}).values():
+        node["additionalProperties"] = values
     values = node.get("additionalProperties")
     if node.get("x-kubernetes-preserve-unknown-fields") or values is False:
         node.pop("additionalProperties", None)

@@ -6,7 +6,7 @@ from llm_operator.settings import RuntimeImage
 
 NONE = RuntimeImage()
 DEFAULT = RuntimeImage(repository="default/llm", tag="v1")
-DIGEST = "repo@sha256:0123"
+DIGEST = "repo@sha256:" + "0123" * 16
 
 
 @pytest.mark.parametrize(

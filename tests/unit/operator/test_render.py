@@ -356,9 +356,13 @@ OTHERWISE = {
     "resources.limits": {"memory": "1Gi"},
     "nodeSelector": {"a": "b"},
     "tolerations": [{"operator": "Exists"}],
-    "affinity.nodeAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": []},
-    "affinity.podAffinity": {"x": []},
-    "affinity.podAntiAffinity": {"x": []},
+    "affinity.nodeAffinity.requiredDuringSchedulingIgnoredDuringExecution.nodeSelectorTerms": [{}],
+    **{
+        f"affinity.{member}.{kind}DuringSchedulingIgnoredDuringExecution": []
+        for member in ("nodeAffinity", "podAffinity", "podAntiAffinity")
+        for kind in ("required", "preferred")
+        if (member, kind) != ("nodeAffinity", "required")
+    },
     "topologySpreadConstraints": [],
     "priorityClassName": "high",
     "schedulerName": "packer",
