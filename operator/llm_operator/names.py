@@ -19,6 +19,8 @@ MANAGED_BY_LABEL = "app.kubernetes.io/managed-by"
 TARGET_LABEL = f"{GROUP}/target"
 TEMPLATE_LABEL = f"{GROUP}/template"
 """Digest of the pod template: tells the pods of the current generation from older ones."""
+REVISION_LABEL = "pod-template-hash"
+"""Kubernetes' own, of the pods of a Deployment: which of its templates they were made from."""
 CONFIG_ANNOTATION = f"{GROUP}/config"
 """Digest of the Secrets and ConfigMaps that a pod reads when it starts."""
 

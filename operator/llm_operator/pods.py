@@ -102,6 +102,9 @@ class Pod:
     """Where it runs, once that is decided."""
     devices: frozenset[str] = frozenset()
     """Names of the extended resources that its server asks for."""
+    revision: str = ""
+    """Which of the Deployment's templates it was made from, also if only somebody's annotation
+    tells them apart, as after `kubectl rollout restart`."""
 
     @classmethod
     def of(cls, body: Body) -> Self:
@@ -128,6 +131,7 @@ class Pod:
             diagnosis=None if ready else _diagnose(body),
             node=body.get("spec", {}).get("nodeName"),
             devices=_devices(body),
+            revision=metadata.get("labels", {}).get(names.REVISION_LABEL, ""),
         )
 
 

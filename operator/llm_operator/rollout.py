@@ -32,7 +32,7 @@ def replaces_in_place(
         cr: The object.
         target: The hardware chosen.
         template: Digest of the wanted pod template.
-        pods: The pods there are.
+        pods: The pods there are, oldest first.
         live: The Deployment as it is, if there is one.
         pinned: Whether a volume holds all pods on one node.
         nodes: The cluster's nodes; None if the operator may not look at them.
@@ -41,14 +41,20 @@ def replaces_in_place(
         return False
     if pinned:
         return True
-    old = [pod for pod in pods if pod.template != template]
+    new = _newest(pods, template)
+    old = [pod for pod in pods if pod not in new]
     if target != "gpu" or not _free_a_gpu(cr, old, nodes):
         return False
     # Once begun in this way, a rollout ends in this way.
     if live and render.replaces_in_place(live):
         return True
-    new = [pod for pod in pods if pod.template == template]
     return any(_lacks_gpu(pod, cr) for pod in new) or _over_quota(live, cr)
+
+
+def _newest(pods: Sequence[Pod], template: str | None) -> list[Pod]:
+    """Those of `pods`, oldest first, that a rollout ends with."""
+    current = [pod for pod in pods if pod.template == template]
+    return [pod for pod in current if pod.revision == current[-1].revision]
 
 
 def _free_a_gpu(cr: LLMDeployment, old: Sequence[Pod], nodes: Iterable[NodeFacts] | None) -> bool:

@@ -14,7 +14,7 @@ QUOTA = (
 IN_PLACE = {"spec": {"strategy": {"rollingUpdate": {"maxSurge": 0, "maxUnavailable": 1}}}}
 
 
-def pod(template="old", *, node="gpu-1", devices=(GPU,), reason=None, message=""):
+def pod(template="old", *, node="gpu-1", devices=(GPU,), reason=None, message="", revision=""):
     return Pod(
         name=template,
         uid=template,
@@ -29,6 +29,7 @@ def pod(template="old", *, node="gpu-1", devices=(GPU,), reason=None, message=""
         diagnosis=reason and Diagnosis(reason, message, failure=True),
         node=node,
         devices=frozenset(devices),
+        revision=revision or template,
     )
 
 
@@ -110,6 +111,16 @@ def test_other_resources_have_other_words(decide):
     pods = [pod(devices=(mig,)), waiting(f"1 Insufficient {mig}.", devices=(mig,))]
     assert decide(pods, gpu={"resourceName": mig})
     assert not decide(pods)
+
+
+def test_a_restart_by_hand_passes_on_the_gpu_too(decide):
+    assert decide([pod("new", revision="1"), waiting(revision="2")])
+    begun = [pod("new", revision="1"), pod("new", revision="2", reason="ModelLoading")]
+    assert decide(begun, live=IN_PLACE)
+
+
+def test_one_more_replica_waits_for_a_gpu(decide):
+    assert not decide([pod("new"), waiting()])
 
 
 def test_a_quota_on_the_gpu_counts_as_none_free(decide):
