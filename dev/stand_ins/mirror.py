@@ -51,6 +51,7 @@ class Mirror(ThreadingHTTPServer):
         port: int = PORT,
         host: str = "127.0.0.1",
     ) -> None:
+        self.host = host
         self.repositories = repositories
         self.wheels = {wheel.name: wheel for wheel in wheels}
         try:
@@ -61,7 +62,7 @@ class Mirror(ThreadingHTTPServer):
     @property
     def url(self) -> str:
         """The address, which is also what ``HF_ENDPOINT`` takes."""
-        return f"http://{self.server_address[0]}:{self.server_port}"
+        return f"http://{self.host}:{self.server_port}"
 
     def handle_error(self, request: object, client_address: object) -> None:
         """Let a client that goes away in the middle of a download go without a traceback."""
