@@ -8,7 +8,7 @@ import asyncio
 import logging
 import signal
 import socket
-from collections.abc import Coroutine, Iterable
+from collections.abc import Coroutine, Iterable, Sequence
 from enum import IntEnum
 from typing import Any
 
@@ -21,7 +21,7 @@ from llm_operator.controller import Controller
 from llm_operator.deafness import Deafness
 from llm_operator.endpoints import Answer, Endpoints
 from llm_operator.inspection import Inspection
-from llm_operator.kube import LLM_DEPLOYMENT, NODE, POD, ApiError, Kube
+from llm_operator.kube import LLM_DEPLOYMENT, NODE, POD, ApiError, Kube, Resource
 from llm_operator.lease import Identity, Lease, LeaseLostError
 from llm_operator.resync import Resync
 from llm_operator.settings import Settings
@@ -75,6 +75,7 @@ class Process:
         self._stop_kopf = asyncio.Event()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._lease: Lease | None = None
+        self._watched: set[Resource] = set()
         self._queue: WorkQueue[Key] | None = None
         self._inspection: Inspection | None = None
         self._configs: Configs | None = None
@@ -173,8 +174,13 @@ class Process:
             cache=self._cache,
             add=self._queue.add,
             settings=self._settings,
-            listed=self._deafness.listed,
+            listed=self._listed,
         )
+
+    def _listed(self, resource: Resource, namespace: str, bodies: Sequence[Body]) -> None:
+        """A list owes a watch nothing for a kind that came to the cluster after the watches."""
+        if resource in self._watched:
+            self._deafness.listed(resource, namespace, bodies)
 
     def _add(self, key: Key) -> None:
         """Have an LLMDeployment looked at."""
@@ -190,6 +196,7 @@ class Process:
             watched.append(NODE)
         for resource in watched:
             handlers.watch(resource)
+            self._watched.add(resource)
 
     async def _watch(self) -> None:
         """Run kopf until it is told to stop.
