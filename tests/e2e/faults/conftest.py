@@ -10,7 +10,8 @@ import pytest
 
 from tests.e2e.faults.operator_process import OperatorProcess, grant
 from tests.e2e.faults.proxy import Proxy
-from tests.e2e.harness import KIND, OPERATOR_NAMESPACE, Kubectl, eventually
+from tests.e2e.faults.solitude import alone
+from tests.e2e.harness import KIND, Kubectl, eventually
 
 SEED = 20
 
@@ -18,22 +19,10 @@ Start = Callable[..., OperatorProcess]
 
 
 @pytest.fixture(scope="package", autouse=True)
-def alone(cluster: Kubectl) -> Iterator[None]:
-    """The operator that the chart installs for all namespaces rests meanwhile."""
-    installed = Kubectl(cluster.binary, cluster.kubeconfig, OPERATOR_NAMESPACE)
-    if not installed.exists("deployment", "llm-operator"):
+def _alone(cluster: Kubectl) -> Iterator[None]:
+    """No other operator serves the tests' namespaces."""
+    with alone(cluster):
         yield
-        return
-    replicas = installed.json("get", "deployment", "llm-operator")["spec"]["replicas"]
-    scale = ("scale", "deployment/llm-operator")
-    installed(*scale, "--replicas=0")
-    eventually(
-        lambda: not installed.items("pods", "-l", "app.kubernetes.io/component=operator"),
-        within=60,
-    )
-    yield
-    installed(*scale, f"--replicas={replicas}")
-    installed("rollout", "status", "deployment/llm-operator", "--timeout=60s")
 
 
 @pytest.fixture
