@@ -131,6 +131,7 @@ class Controller:
             cr, plan = await self._plan(cr, key, found)
             if plan.problem is None:
                 problem = await self._writer.write(cr, key, plan.manifests)
+                found = self._pods(cr, key)  # a Deployment that was taken up brings its own
             else:
                 problem = plan.problem
         observed = self._observe(cr, key, plan, found)
@@ -146,7 +147,7 @@ class Controller:
 
     def _pods(self, cr: LLMDeployment, key: Key) -> list[Pod]:
         """The pods of `cr`, with what the kubelet's Events tell of those that do not begin."""
-        found = conditions.read_pods(self._cache.pods(key), since=cr.metadata.creation_timestamp)
+        found = conditions.read_pods(self._cache.pods(key), since=self._since(cr, key))
         self._inspection.keep(key, found)
         return [
             pods.explained(pod, self._inspection.warnings_about(key, pod))
@@ -154,6 +155,14 @@ class Controller:
             else pod
             for pod in found
         ]
+
+    def _since(self, cr: LLMDeployment, key: Key) -> str:
+        """Since when `cr` has pods: those of a Deployment that was taken up are older than it."""
+        created = cr.metadata.creation_timestamp
+        live = self._cache.get(DEPLOYMENT, key)
+        if live is None or not ownership.owned(live, cr):
+            return created
+        return min(created, live["metadata"].get("creationTimestamp", created))
 
     async def _plan(
         self, cr: LLMDeployment, key: Key, found: Sequence[Pod]
