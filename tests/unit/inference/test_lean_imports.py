@@ -46,7 +46,7 @@ def test_loading_a_model_needs_no_compiler(tmp_path, family):
         "from pathlib import Path\n"
         "from llm_inference.engine import directory, loader\n"
         f"checked = directory.inspect(Path({str(tmp_path)!r}))\n"
-        "model = loader._load_weights(checked, 'auto', torch.device('cpu'))\n"
+        "model = loader._load_weights(checked, loader.LoadOptions(), torch.device('cpu'))\n"
         "assert model(input_ids=torch.tensor([[1, 2]]))[0].isfinite().all()\n"
         f"print([m for m in {HEAVY} if m in sys.modules])\n"
     )
