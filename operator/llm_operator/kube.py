@@ -29,6 +29,7 @@ _TIMEOUT = aiohttp.ClientTimeout(total=30)
 _CONNECTIONS = 32
 _JSON = "application/json"
 _APPLY = "application/apply-patch+yaml"
+_MERGE = "application/merge-patch+json"
 _METADATA = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
 _METADATA_LIST = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
 _WATCH_SECONDS = 300
@@ -255,6 +256,26 @@ class Kube:
         metadata = manifest["metadata"]
         path = resource.path(metadata["namespace"], metadata["name"])
         return await self._apply(path, manifest, force=force)
+
+    async def overwrite(self, resource: Resource, manifest: Mapping[str, Any], *, uid: str) -> Body:
+        """Write all the fields of `manifest`, and return the object as it is now.
+
+        Lists become what they are in the manifest, while an apply leaves in them what others put
+        there.
+
+        Args:
+            resource: Kind of the object.
+            manifest: The fields; what is not among them stays.
+            uid: The object that is meant. Another one of its name is a conflict.
+
+        Raises:
+            ApiError: the API server refused. An unknown field is refused, never dropped.
+        """
+        metadata = manifest["metadata"]
+        path = resource.path(metadata["namespace"], metadata["name"])
+        query = {"fieldManager": FIELD_MANAGER, "fieldValidation": "Strict"}
+        body = {**manifest, "metadata": {**metadata, "uid": uid}}
+        return await self._request("PATCH", path, query=query, body=body, content_type=_MERGE)
 
     async def apply_status(
         self, resource: Resource, metadata: Mapping[str, str], status: Mapping[str, Any]

@@ -32,7 +32,8 @@ _SERVING = (DEPLOYMENT, SERVICE)
 _HTTP_FORBIDDEN = 403
 _HTTP_NOT_FOUND = 404
 _HTTP_CONFLICT = 409
-_INVALID = frozenset({400, 422})
+_HTTP_INVALID = 422
+_INVALID = frozenset({400, _HTTP_INVALID})
 
 
 class Writer:
@@ -99,10 +100,23 @@ class Writer:
                 return Problem(reason, taken.message, stalled=not taken.passing)
             if drift.matches(manifest, live):
                 return None
-        answer = await self._kube.apply(resource, manifest, force=live is not None)
+        answer = await self._put(resource, manifest, live)
         self._cache.put(resource, answer)
         logger.info("%s/%s: applied %s", *key, resource.kind)
         return None
+
+    async def _put(
+        self, resource: Resource, manifest: Manifest, live: Mapping[str, Any] | None
+    ) -> Manifest:
+        """Create or mend an object."""
+        try:
+            return await self._kube.apply(resource, manifest, force=live is not None)
+        except ApiError as error:
+            if live is None or error.status != _HTTP_INVALID:
+                raise
+            # An apply leaves what somebody else wrote into a list: after an edit of a Service's
+            # port there would be two of one name.
+            return await self._kube.overwrite(resource, manifest, uid=live["metadata"]["uid"])
 
     async def _remove(self, key: Key, resource: Resource, live: Mapping[str, Any]) -> None:
         """Delete an object of `cr` that is not wanted any more; that very object alone."""

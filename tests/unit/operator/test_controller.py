@@ -66,6 +66,12 @@ class FakeKube:
         assert force or not live, "an existing object was not to be taken over"
         return self.put(resource, merged(live, manifest))
 
+    async def overwrite(self, resource, manifest, *, uid):
+        live = self.objects[resource][KEY]
+        assert live["metadata"]["uid"] == uid
+        self.writes.append(f"overwrite {resource.kind}")
+        return self.put(resource, merged(live, manifest))
+
     async def apply_status(self, resource, metadata, status):
         live = self.objects[resource].get(KEY)
         if live is None:
@@ -198,6 +204,16 @@ async def test_an_edited_object_is_put_back(world):
     world.edit(DEPLOYMENT, spec={"replicas": 9})
     world.edit(SERVICE, spec={"selector": {"app.kubernetes.io/instance": "other"}})
     assert await world.reconcile() == ["Deployment", "Service"]
+
+
+async def test_an_edit_that_an_apply_cannot_undo_is_overwritten(world):
+    await world.reconcile()
+    wanted = world.kube.objects[SERVICE][KEY]["spec"]
+    world.edit(SERVICE, spec={"ports": [{"name": "http", "port": 81, "protocol": "TCP"}]})
+    world.kube.errors[SERVICE] = ApiError(422, "Invalid", "spec.ports[1].name: Duplicate value")
+    assert await world.reconcile() == ["Service", "overwrite Service"]
+    assert world.kube.objects[SERVICE][KEY]["spec"] == wanted
+    assert await world.reconcile() == []
 
 
 async def test_what_others_add_is_left_alone(world):

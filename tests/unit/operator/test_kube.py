@@ -73,6 +73,15 @@ async def test_apply_is_server_side_and_strict(kube, server):
     assert answer == {"metadata": {"name": "smollm2"}}
 
 
+async def test_overwriting_replaces_lists_of_that_very_object(kube, server):
+    await kube.overwrite(SERVICE, MANIFEST, uid="u")
+    ((method, path, query, content_type, body),) = server.requests
+    assert (method, path) == ("PATCH", "/api/v1/namespaces/models/services/smollm2")
+    assert content_type == "application/merge-patch+json"
+    assert query == {"fieldManager": "llm-operator", "fieldValidation": "Strict"}
+    assert json.loads(body) == {**MANIFEST, "metadata": {**MANIFEST["metadata"], "uid": "u"}}
+
+
 async def test_a_new_object_is_applied_without_force(kube, server):
     await kube.apply(SERVICE, MANIFEST, force=False)
     ((_, path, query, _, _),) = server.requests
