@@ -21,8 +21,18 @@ from llm_operator.controller import Controller
 from llm_operator.deafness import Deafness
 from llm_operator.endpoints import Answer, Endpoints
 from llm_operator.inspection import Inspection
-from llm_operator.kube import LLM_DEPLOYMENT, NODE, POD, ApiError, Kube, Resource
+from llm_operator.kube import (
+    LLM_DEPLOYMENT,
+    NODE,
+    OPTIONAL,
+    OWNED,
+    POD,
+    ApiError,
+    Kube,
+    Resource,
+)
 from llm_operator.lease import Identity, Lease, LeaseLostError
+from llm_operator.optional import OptionalKinds
 from llm_operator.resync import Resync
 from llm_operator.settings import Settings
 from llm_operator.telemetry import Body, Telemetry
@@ -142,6 +152,7 @@ class Process:
             return
         ends.append(self._start(resync.run(), "resync"))
         ends.append(self._start(self._listen(resync), "listen"))
+        ends.append(self._start(self._follow_optional(kube), "optional"))
         await _first(self._start(self._watch(), "kopf"), *ends)
         if not self._told.is_set():
             raise RuntimeError("something ended that should go on for ever")
@@ -178,7 +189,7 @@ class Process:
         )
 
     def _listed(self, resource: Resource, namespace: str, bodies: Sequence[Body]) -> None:
-        """A list owes a watch nothing for a kind that came to the cluster after the watches."""
+        """A list owes nothing to the watch of a kind that may come and go."""
         if resource in self._watched:
             self._deafness.listed(resource, namespace, bodies)
 
@@ -191,12 +202,18 @@ class Process:
         """Learn of everything there is before the watches begin."""
         await kube.wait_until_served(api.API_VERSION)
         await resync.first()
-        watched = [LLM_DEPLOYMENT, POD, *await resync.kinds()]
+        watched = [LLM_DEPLOYMENT, POD, *(kind for kind in OWNED if kind not in OPTIONAL)]
         if self._settings.watch_nodes:
             watched.append(NODE)
         for resource in watched:
             handlers.watch(resource)
             self._watched.add(resource)
+
+    async def _follow_optional(self, kube: Kube) -> None:
+        namespaces = self._settings.watch_namespaces
+        await OptionalKinds(
+            kube=kube, cache=self._cache, add=self._add, namespaces=namespaces
+        ).run()
 
     async def _watch(self) -> None:
         """Run kopf until it is told to stop.
