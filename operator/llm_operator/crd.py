@@ -16,7 +16,7 @@ from llm_operator import api
 from llm_operator.fields import rules
 from llm_operator.reference import reference
 from llm_operator.schema import structural
-from llm_operator.status import LLMDeploymentStatus
+from llm_operator.status import UNOBSERVED, LLMDeploymentStatus
 
 CRD_NAME = f"{api.PLURAL}.{api.GROUP}"
 
@@ -90,7 +90,8 @@ def _schema() -> dict[str, Any]:
             "kind": {"type": "string", "description": f"Always {api.KIND}."},
             "metadata": {"type": "object"},
             "spec": structural(api.LLMDeploymentSpec),
-            "status": structural(LLMDeploymentStatus),
+            "status": structural(LLMDeploymentStatus)
+            | {"default": {"observedGeneration": UNOBSERVED}},
         },
     }
 

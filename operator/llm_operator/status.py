@@ -11,6 +11,9 @@ from llm_operator.fields import ApiModel
 
 Target = Literal["cpu", "gpu"]
 
+UNOBSERVED = -1
+"""Generation that a new object's status speaks of. By none kstatus would take it for done."""
+
 Seconds = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=0)]
 
@@ -19,7 +22,7 @@ class Condition(ApiModel):
     """One aspect of the state, in Kubernetes' standard form."""
 
     type: Annotated[str, StringConstraints(min_length=1, max_length=316)]
-    """Aspect: Ready, Reconciling, Stalled or Accelerated."""
+    """Aspect, such as Ready."""
     status: Literal["True", "False", "Unknown"]
     """Whether the condition holds."""
     reason: Annotated[str, StringConstraints(min_length=1, max_length=1024)]
@@ -29,7 +32,7 @@ class Condition(ApiModel):
     last_transition_time: Annotated[str, Field(json_schema_extra={"format": "date-time"})]
     """When the status last changed."""
     observed_generation: Count | None = None
-    """Generation of the spec that the condition speaks of."""
+    """Generation of the spec it speaks of."""
 
 
 class Device(ApiModel):
@@ -77,8 +80,8 @@ class ColdStart(ApiModel):
 class LLMDeploymentStatus(ApiModel):
     """What is running. Written by the operator alone."""
 
-    observed_generation: Count | None = None
-    """Generation of the spec that the status speaks of."""
+    observed_generation: Annotated[int, Field(ge=UNOBSERVED)] | None = None
+    """Generation of the spec it speaks of; -1 before any."""
     conditions: Annotated[
         tuple[Condition, ...],
         Field(
@@ -89,7 +92,8 @@ class LLMDeploymentStatus(ApiModel):
             },
         ),
     ] = ()
-    """Ready always; Reconciling and Stalled while they are true; Accelerated with target gpu."""
+    """Ready always; Reconciling and Stalled while true; Accelerated with target gpu;
+    Autoscaled with autoscaling."""
     target: Target | None = None
     """Hardware that was chosen."""
     target_reason: Annotated[str, StringConstraints(max_length=1024)] | None = None

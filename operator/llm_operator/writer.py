@@ -24,6 +24,7 @@ from llm_operator.kube import (
     Resource,
 )
 from llm_operator.manifest import Manifest
+from llm_operator.status import UNOBSERVED
 
 logger = logging.getLogger(__name__)
 
@@ -134,7 +135,7 @@ class Writer:
 
         An object never seen before needs no look: its objects are missing because it is new.
         """
-        if cr.status.observed_generation is None:
+        if cr.status.observed_generation in {None, UNOBSERVED}:
             return False
         live = await self._kube.get(LLM_DEPLOYMENT, cr.metadata.namespace, cr.metadata.name)
         return (
