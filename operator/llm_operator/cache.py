@@ -67,6 +67,15 @@ class Cache:
         """All nodes."""
         return self._nodes.values()
 
+    def trim(self, resource: Resource, body: Body) -> Body:
+        """What would be kept of an object; where it is known as it is, that itself."""
+        if resource is NODE:
+            return body
+        known = self._objects[resource].get(key_of(body))
+        if known is not None and _version(known) == _version(body):
+            return known
+        return kept(resource, body, known)
+
     def put(self, resource: Resource, body: Body) -> bool:
         """Take note of an object. Returns whether that is news: whether what is kept differs."""
         key = key_of(body)

@@ -9,7 +9,7 @@ import json
 import logging
 import os
 import random
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 from urllib.parse import quote, urlencode
@@ -33,6 +33,8 @@ _MERGE = "application/merge-patch+json"
 _METADATA = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
 _METADATA_LIST = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
 _WATCH_SECONDS = 300
+_PAGE = "250"
+"""Most objects in one answer: a thousand pods are 7 MB of text, and many times that when parsed."""
 
 _PAUSES = (0.1, 0.3, 1.0)
 """Seconds before each further try of a request that was refused for a reason that passes."""
@@ -159,6 +161,7 @@ class Kube:
         selector: str = "",
         fields: str = "",
         metadata_only: bool = False,
+        keep: Callable[[Body], Any] = lambda item: item,
     ) -> tuple[list[Body], int]:
         """All objects of a kind in a namespace, or in all, and the version of the list.
 
@@ -168,6 +171,7 @@ class Kube:
             selector: Labels that the objects have.
             fields: Fields that the objects have, of the few that a kind can be selected by.
             metadata_only: Leave out all but the metadata.
+            keep: What to keep of each object: lists come in pages, and are never here as a whole.
 
         Raises:
             ApiError: the API server refused.
@@ -175,11 +179,17 @@ class Kube:
         given = {"labelSelector": selector, "fieldSelector": fields}
         query = {name: value for name, value in given.items() if value}
         accept = _METADATA_LIST if metadata_only else _JSON
-        answer = await self._request("GET", resource.path(namespace), query=query, accept=accept)
+        query["limit"] = _PAGE
         # Items of a list do not say what they are; everywhere else objects do.
         kind = {"apiVersion": resource.api_version, "kind": resource.kind}
-        items = [kind | item for item in answer["items"]]
-        return items, int(answer["metadata"]["resourceVersion"])
+        items: list[Body] = []
+        while True:
+            path = resource.path(namespace)
+            answer = await self._request("GET", path, query=query, accept=accept)
+            items += [keep(kind | item) for item in answer["items"]]
+            if not (rest := answer["metadata"].get("continue")):
+                return items, int(answer["metadata"]["resourceVersion"])
+            query["continue"] = rest
 
     async def watch_metadata(
         self, resource: Resource, namespace: str, *, since: int

@@ -7,6 +7,7 @@ never told. Knows which objects are the operator's; what is done about them is t
 import asyncio
 import logging
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
 from llm_operator import names
 from llm_operator.cache import Body, Cache, Key
@@ -115,7 +116,9 @@ class Resync:
     async def _list(self, resource: Resource, namespaces: Iterable[str], selector: str) -> set[Key]:
         concerned: set[Key] = set()
         for namespace in namespaces:
-            bodies, version = await self._kube.list_all(resource, namespace, selector=selector)
+            bodies, version = await self._kube.list_all(
+                resource, namespace, selector=selector, keep=partial(self._cache.trim, resource)
+            )
             concerned |= self._cache.replace(resource, namespace, bodies, version)
             self._listed(resource, namespace, bodies)
         return concerned

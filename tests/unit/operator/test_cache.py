@@ -111,6 +111,16 @@ def test_the_spec_of_a_deployment_is_read_anew_when_somebody_changed_it():
     assert cache.get(DEPLOYMENT, KEY)["spec"] == {"replicas": 7}
 
 
+def test_an_object_that_is_known_as_it_is_needs_no_second_copy():
+    cache = Cache()
+    given = deployment(1, generation=1, spec={"replicas": 1}, status={"replicas": 1})
+    assert cache.trim(DEPLOYMENT, given) == {**given, "status": {"conditions": []}}
+    cache.put(DEPLOYMENT, given)
+    assert cache.trim(DEPLOYMENT, copy.deepcopy(given)) is cache.get(DEPLOYMENT, KEY)
+    newer = deployment(2, generation=2, spec={"replicas": 2})
+    assert cache.trim(DEPLOYMENT, newer) == newer
+
+
 def test_a_given_object_is_not_changed():
     cache = Cache()
     given = deployment(1, generation=1, spec={"replicas": 1}, status={"replicas": 1})

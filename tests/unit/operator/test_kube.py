@@ -25,6 +25,7 @@ class Server:
         self.status, self.answer = 200, json.dumps({"metadata": {"name": "smollm2"}})
         self.requests = []
         self.tokens = []
+        self.answers = []
         self.recovers_after = None
 
     async def handle(self, request):
@@ -33,6 +34,8 @@ class Server:
         self.requests.append(
             (request.method, request.path, dict(request.query), request.content_type, body)
         )
+        if self.answers:
+            self.answer = self.answers.pop(0)
         if self.recovers_after and len(self.requests) > self.recovers_after:
             self.status = 200
         return web.Response(status=self.status, text=self.answer, content_type="application/json")
@@ -133,8 +136,23 @@ async def test_lists_of_one_namespace_and_of_all(kube, server):
     )
     await kube.list_all(SERVICE, selector="a.b/c=d,e in (f, g)")
     assert [(path, query) for _, path, query, _, _ in server.requests] == [
-        ("/apis/llm-operator.dev/v1alpha1/namespaces/models/llmdeployments", {}),
-        ("/api/v1/services", {"labelSelector": "a.b/c=d,e in (f, g)"}),
+        ("/apis/llm-operator.dev/v1alpha1/namespaces/models/llmdeployments", {"limit": "250"}),
+        ("/api/v1/services", {"labelSelector": "a.b/c=d,e in (f, g)", "limit": "250"}),
+    ]
+
+
+async def test_a_long_list_is_asked_for_page_by_page(kube, server):
+    pages = [
+        {"metadata": {"resourceVersion": "7", "continue": "more"}, "items": [{"a": 1}, {"a": 2}]},
+        {"metadata": {"resourceVersion": "7", "continue": ""}, "items": [{"a": 3}]},
+    ]
+    server.answers = [json.dumps(page) for page in pages]
+    kept = await kube.list_all(SERVICE, "models", keep=lambda item: {"b": item["a"], **item})
+    service = {"apiVersion": "v1", "kind": "Service"}
+    assert kept == ([{"a": a, "b": a} | service for a in (1, 2, 3)], 7)
+    assert [query for _, _, query, _, _ in server.requests] == [
+        {"limit": "250"},
+        {"limit": "250", "continue": "more"},
     ]
 
 

@@ -30,13 +30,13 @@ class FakeKube:
     async def serves(self, resource):
         return resource is POD_MONITOR
 
-    async def list_all(self, resource, namespace, *, selector):
+    async def list_all(self, resource, namespace, *, selector, keep):
         await asyncio.sleep(0)
         self.asked.append((resource, namespace, selector))
         if self.refusals:
             self.refusals -= 1
             raise ApiError(429, "TooManyRequests", "storage is (re)initializing")
-        return self.objects.get(resource, []), 10
+        return [keep(each) for each in self.objects.get(resource, [])], 10
 
 
 @pytest.fixture
