@@ -70,6 +70,9 @@ def kopf_settings() -> kopf.OperatorSettings:
     # Short at the end: once the API server is back, a watch must be too before it seems deaf.
     settings.networking.error_backoffs = (1, 1, 2, 3, *[5] * 10)
     settings.persistence.diffbase_storage = NoDiffBase()
+    # kopf keeps a task and the last event of every object for so long, whole as they came.
+    settings.queueing.idle_timeout = 0.5
+    settings.watching.chunk_size = 250
     for resource in (*OWNED, POD):
         settings.watching.label_selectors[_selector(resource)] = MANAGED
     return settings
