@@ -13,6 +13,7 @@ import dataclasses
 import json
 import os
 import platform
+import signal
 import sys
 import tempfile
 import uuid
@@ -101,6 +102,8 @@ def main() -> int:
         return 1
     if not kubectl.kubectl("get", "crd", "--ignore-not-found", "-o", "name", CRD):
         kubectl.kubectl("apply", "--server-side", "-f", str(CRDS))
+    # Told to stop by whatever signal, it still removes its namespace and its nodes.
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     figures = asyncio.run(measure(chosen))
     if chosen.json:
         chosen.json.write_text(json.dumps(figures, indent=2))

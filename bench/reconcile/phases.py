@@ -23,7 +23,7 @@ UNSCHEDULABLE = "Unschedulable"
 
 _SETTLE_SECONDS = 5
 _SETTLE_WITHIN = 120
-_PAUSE_SECONDS = 0.2
+_PAUSE_SECONDS = 0.5
 """Between two changes of one object: each meets an operator that is idle."""
 
 

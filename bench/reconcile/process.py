@@ -22,6 +22,7 @@ from dev.cluster import processes
 ROOT = Path(__file__).resolve().parents[2]
 
 _TICKS = os.sysconf("SC_CLK_TCK")
+_START_WITHIN = 120
 _STOP_WITHIN = 60
 
 
@@ -83,7 +84,7 @@ async def running(
         "LLM_OPERATOR_WATCH_NAMESPACES": namespace,
         "LLM_OPERATOR_RUNTIME_IMAGE_CPU": "localhost/llm-inference:bench",
         "LLM_OPERATOR_HEALTH_PORT": str(port),
-        **_standalone(source),
+        "LLM_OPERATOR_STANDALONE": "true",
     }
     process = _start([sys.executable, "-m", "bench.reconcile.counted", str(counts)], variables, log)
     try:
@@ -113,12 +114,6 @@ def _status(pid: int, name: str) -> float:
     raise ValueError(name)
 
 
-def _standalone(source: Path) -> dict[str, str]:
-    """No leader election, where the operator knows it."""
-    knows = "standalone" in (source / "llm_operator" / "settings.py").read_text()
-    return {"LLM_OPERATOR_STANDALONE": "true"} if knows else {}
-
-
 def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -127,7 +122,7 @@ def _free_port() -> int:
 
 
 async def _wait_until_up(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + _START_WITHIN
     while True:
         try:
             _, writer = await asyncio.open_connection("127.0.0.1", port)
