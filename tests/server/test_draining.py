@@ -106,7 +106,7 @@ class Client(threading.Thread):
         self.statuses, self.failures, self.partings = [], [], 0
 
     def run(self):
-        with httpx.Client(base_url=self.url, timeout=60) as client:
+        with httpx.Client(base_url=self.url, timeout=240) as client:
             while not self.over.is_set():
                 try:
                     answer = client.post("/v1/completions", json=SHORT)
@@ -127,8 +127,8 @@ class Listener(threading.Thread):
         self.lines = []
 
     def run(self):
-        ask = {**STREAM, "max_tokens": 100, "prompt": "The history of the city begins"}
-        with httpx.stream("POST", f"{self.url}/v1/completions", json=ask, timeout=120) as answer:
+        ask = {**STREAM, "max_tokens": 60, "prompt": "The history of the city begins"}
+        with httpx.stream("POST", f"{self.url}/v1/completions", json=ask, timeout=240) as answer:
             for line in answer.iter_lines():
                 if line:
                     self.lines.append(line)
@@ -137,7 +137,7 @@ class Listener(threading.Thread):
 @pytest.fixture
 def two_servers(start, smollm2_dir):
     # One after the other: they share two processors.
-    bounds = {"LLM_THREADS": "1", "LLM_MAX_LENGTH": "512", "LLM_DRAIN_SECONDS": "120"}
+    bounds = {"LLM_THREADS": "1", "LLM_MAX_LENGTH": "512", "LLM_DRAIN_SECONDS": "600"}
     settings = smollm2_settings(smollm2_dir, **bounds)
     return start(**settings).wait(), start(**settings).wait()
 
@@ -151,8 +151,8 @@ def test_no_request_is_lost_when_one_of_two_servers_ends(two_servers):
         listeners = [Listener(url) for _ in range(3)]
         for thread in (*clients, *listeners):
             thread.start()
-        until(lambda: all(len(client.statuses) >= 2 for client in clients), 60)
-        until(lambda: all(len(listener.lines) >= 3 for listener in listeners), 60)
+        until(lambda: all(len(client.statuses) >= 2 for client in clients), 240)
+        until(lambda: all(len(listener.lines) >= 3 for listener in listeners), 240)
         assert set(front.opened) == {old.port}
 
         old.terminate()
@@ -162,13 +162,13 @@ def test_no_request_is_lost_when_one_of_two_servers_ends(two_servers):
         before = [len(client.statuses) for client in clients]
         front.target = new.port
 
-        assert old.exit_code(130) == 0
+        assert old.exit_code(600) == 0
         until(
             lambda: all(
                 len(client.statuses) >= count + 3
                 for client, count in zip(clients, before, strict=True)
             ),
-            60,
+            240,
         )
         for client in clients:
             client.over.set()
