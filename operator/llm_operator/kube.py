@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import random
+import re
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
@@ -28,7 +29,8 @@ FIELD_MANAGER = "llm-operator"
 _TIMEOUT = aiohttp.ClientTimeout(total=30)
 _CONNECTIONS = 32
 _JSON = "application/json"
-_APPLY = "application/apply-patch+yaml"
+# With a charset the client library leaves the body to us.
+_APPLY = "application/apply-patch+yaml; charset=utf-8"
 _MERGE = "application/merge-patch+json"
 _METADATA = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
 _METADATA_LIST = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
@@ -348,7 +350,9 @@ class Kube:
             "fieldValidation": "Strict",
             "force": "true" if force else "false",
         }
-        return await self._request("PATCH", path, query=query, body=body, content_type=_APPLY)
+        return await self._request(
+            "PATCH", path, query=query, body=as_yaml(body), content_type=_APPLY
+        )
 
     async def _request(
         self,
@@ -356,7 +360,7 @@ class Kube:
         path: str,
         *,
         query: Mapping[str, str] | None = None,
-        body: Mapping[str, Any] | None = None,
+        body: Mapping[str, Any] | str | None = None,
         content_type: str = _JSON,
         accept: str = _JSON,
     ) -> Body:
@@ -387,7 +391,7 @@ class Kube:
         path: str,
         query: Mapping[str, str],
         *,
-        body: Mapping[str, Any] | None = None,
+        body: Mapping[str, Any] | str | None = None,
         content_type: str = _JSON,
         accept: str = _JSON,
         limits: aiohttp.ClientTimeout = _TIMEOUT,
@@ -402,6 +406,16 @@ class Kube:
         return await self._client.call_api(
             method, url, header_params=headers, body=body, _request_timeout=limits
         )
+
+
+def as_yaml(body: Mapping[str, Any]) -> str:
+    """`body` as JSON that means the same to a YAML parser, which is what reads an applied patch.
+
+    YAML has no surrogate pairs, so characters beyond U+FFFF stand for themselves; others that it
+    would take for a line break or refuse are escaped.
+    """
+    text = json.dumps(body, ensure_ascii=False)
+    return re.sub("[\x7f-\uffff]", lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def _patience(pause: float, retry_after: str) -> float:

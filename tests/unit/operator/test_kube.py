@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import yaml
 from aiohttp import web
 from kubernetes.aio.client import ApiClient, Configuration
 
@@ -74,6 +75,16 @@ async def test_apply_is_server_side_and_strict(kube, server):
     assert query == {"fieldManager": "llm-operator", "fieldValidation": "Strict", "force": "true"}
     assert json.loads(body) == MANIFEST
     assert answer == {"metadata": {"name": "smollm2"}}
+
+
+@pytest.mark.parametrize(
+    "text", ["Grüße", "\U0001f600", "a\u2028b\x85c", "\x7f\ufeff", "\\ud83d", "a\n"]
+)
+async def test_every_text_survives_being_applied_as_yaml(kube, server, text):
+    await kube.apply(SERVICE, {**MANIFEST, "text": text}, force=True)
+    ((_, _, _, _, body),) = server.requests
+    assert json.loads(body)["text"] == text
+    assert yaml.safe_load(body)["text"] == text
 
 
 async def test_overwriting_replaces_lists_of_that_very_object(kube, server):
