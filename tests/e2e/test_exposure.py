@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from dev.cluster import checks
-from tests.e2e.harness import KIND, Kubectl, chat, condition, eventually, llm_deployment
+from tests.e2e.harness import KIND, Kubectl, condition, eventually, llm_deployment
 from tests.e2e.test_network_policy import API, Peers, enforced
+from tests.e2e.traffic import first_answer
 
 __all__ = ["enforced"]
 
@@ -79,7 +80,7 @@ def test_pods_serve_whom_they_should_and_reach_nobody(peers: Peers, kubectl: Kub
 
     patch(kubectl, networkPolicy={"ingressFrom": None})
     peers.expect("stranger", {service: True, served: True})
-    assert "Paris" in chat(kubectl.service_url("closed"), "What is the capital of France?")
+    assert "Paris" in first_answer(kubectl.service_url("closed"), "What is the capital of France?")
 
     patch(kubectl, networkPolicy={"egress": [{"to": [of_namespace(peers)]}]})
     eventually(lambda: reaches(kubectl, name, other), within=BINDS_WITHIN)

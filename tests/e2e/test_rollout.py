@@ -15,7 +15,7 @@ import pytest
 from dev.cluster.network import NODE_NAME
 from tests.e2e import traffic
 from tests.e2e.conftest import dev_cluster
-from tests.e2e.harness import KIND, Kubectl, chat, condition, eventually, llm_deployment
+from tests.e2e.harness import KIND, Kubectl, condition, eventually, llm_deployment
 
 # Streams of the traffic have to end by themselves, also where many share two cores.
 PATIENT = {"drainSeconds": 60}
@@ -166,7 +166,9 @@ def test_the_last_gpu_passes_from_the_old_pod_to_the_new(
         # First it tries to keep the old pod; afterwards it would again.
         eventually(lambda: surges.lines() == ["1", "0", "1"], within=20)
     kubectl.wait_ready("last", timeout=20)
-    assert "Paris" in chat(kubectl.service_url("last"), "What is the capital of France?")
+    assert "Paris" in traffic.first_answer(
+        kubectl.service_url("last"), "What is the capital of France?"
+    )
 
     old = kubectl.pods_of("last")
     kubectl("rollout", "restart", "deployment/last")

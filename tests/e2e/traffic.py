@@ -18,7 +18,7 @@ from typing import Any
 
 import httpx
 
-from tests.e2e.harness import MODEL, eventually
+from tests.e2e.harness import MODEL, chat, eventually
 
 PAUSE = 0.1
 STREAMED_TOKENS = 48
@@ -127,12 +127,25 @@ def _serve(traffic: Traffic, over: threading.Event, sort: str, url: str) -> None
     kept.close()
 
 
+def first_answer(url: str, question: str = "Say yes.") -> str:
+    """Ask a model that has just become ready: a node's proxy learns of a pod a moment later."""
+
+    def answer() -> str:
+        try:
+            return chat(url, question)
+        except httpx.ConnectError as error:
+            raise AssertionError(repr(error)) from error
+
+    return eventually(answer, within=20)
+
+
 @contextmanager
 def steady(url: str, *, each: int = 1) -> Iterator[Traffic]:
     """Have `each` clients of every sort ask until the block ends, and every one answered.
 
     The block begins once every sort of client has got its first answers.
     """
+    first_answer(url)
     traffic, over = Traffic(), threading.Event()
     threads = [
         threading.Thread(target=_serve, args=(traffic, over, sort, url), daemon=True)
