@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +15,7 @@ from tests.e2e.harness import (
     eventually,
     llm_deployment,
 )
+from tests.e2e.verdicts import watched
 
 CHILDREN = "deployments,services,networkpolicies,poddisruptionbudgets"
 
@@ -27,42 +24,10 @@ def fake(**spec: Any) -> dict[str, Any]:
     return llm_deployment("judged", target="cpu", **ON_FAKE_NODES, **spec)
 
 
-@contextmanager
-def watched(kubectl: Kubectl, record: Path) -> Iterator[Callable[[], list[str]]]:
-    """Have every state of the LLMDeployment recorded, however short; gives kstatus' verdicts."""
-    command = [
-        kubectl.binary, f"--kubeconfig={kubectl.kubeconfig}", "-n", kubectl.namespace,
-        "get", KIND, "--watch", "-o", "json",
-    ]  # fmt: skip
-    with record.open("wb") as out:
-        process = subprocess.Popen(command, stdout=out)
-    try:
-        yield lambda: verdicts(record.read_text())
-    finally:
-        process.terminate()
-        process.wait(timeout=10)
-
-
-def verdicts(states: str) -> list[str]:
-    """Of objects as JSON, one after the other; without repetitions, nor one that is half there."""
-    seen: list[str] = []
-    decoder, at = json.JSONDecoder(), 0
-    while at < len(states):
-        try:
-            resource, at = decoder.raw_decode(states, at)
-        except ValueError:
-            break
-        at += len(states[at:]) - len(states[at:].lstrip())
-        verdict = checks.status(resource)["status"]
-        if seen[-1:] != [verdict]:
-            seen.append(verdict)
-    return seen
-
-
 def test_work_in_progress_is_never_called_done_or_failed(
     kubectl: Kubectl, fake_nodes: None, tmp_path: Path
 ):
-    with watched(kubectl, tmp_path / "states") as seen:
+    with watched(kubectl, "judged", tmp_path / "states") as seen:
         kubectl.apply(fake(replicas=2))
         eventually(lambda: seen()[-1:] == ["Current"], within=60)
         assert seen() == ["InProgress", "Current"]
