@@ -126,7 +126,12 @@ class Gpu(ApiModel):
                 " || !(has(self.products) || has(self.minMemory))",
                 "gpu.products and gpu.minMemory read NVIDIA's node labels: remove them and choose"
                 " nodes by nodeSelector, or use a resourceName that begins with nvidia.com/",
-            )
+            ),
+            (
+                "!has(self.minMemory) || quantity(string(self.minMemory)).isGreaterThan(quantity("
+                "'0')) && quantity(string(self.minMemory)).isLessThan(quantity('1Pi'))",
+                "gpu.minMemory is the memory of one GPU, for example 40G",
+            ),
         )
     )
 
@@ -150,21 +155,7 @@ class Gpu(ApiModel):
     products: Annotated[tuple[LabelValue, ...], Field(min_length=1, max_length=32)] | None = None
     """Accepted values of the node label nvidia.com/gpu.product, for example
     NVIDIA-H100-80GB-HBM3."""
-    min_memory: (
-        Annotated[
-            Quantity,
-            Field(
-                json_schema_extra=rules(
-                    (
-                        "quantity(string(self)).isGreaterThan(quantity('0'))"
-                        " && quantity(string(self)).isLessThan(quantity('1Pi'))",
-                        "gpu.minMemory is the least memory of one GPU, for example 40G",
-                    )
-                )
-            ),
-        ]
-        | None
-    ) = None
+    min_memory: Quantity | None = None
     """Least memory of one GPU, compared with the node label nvidia.com/gpu.memory. Cards report a
     little less than their name says: ask for 79Gi or 80G to get an 80 GB card."""
     runtime_class_name: ObjectName | None = None
@@ -270,18 +261,16 @@ class LLMDeploymentSpec(ApiModel):
                 " target to gpu",
             ),
             (
-                "!has(self.resources) || !(['nvidia.com/gpu', 'amd.com/gpu'] + (has(self.gpu) ?"
-                " [self.gpu.resourceName] : [])).exists(name,"
-                " (has(self.resources.limits) && name in self.resources.limits)"
-                " || (has(self.resources.requests) && name in self.resources.requests))",
+                "!(['nvidia.com/gpu', 'amd.com/gpu'] + (has(self.gpu) ? [self.gpu.resourceName]"
+                " : [])).exists(name, name in self.?resources.?limits.orValue({})"
+                " || name in self.?resources.?requests.orValue({}))",
                 "GPUs are asked for by gpu.count and gpu.resourceName: remove them from resources",
             ),
             (
                 "!has(self.autoscaling) || has(self.hardwareProfile)"
-                " || (has(self.autoscaling.metric) && self.autoscaling.metric.type != 'cpu')"
-                " || (has(self.resources)"
-                " && ((has(self.resources.requests) && 'cpu' in self.resources.requests)"
-                " || (has(self.resources.limits) && 'cpu' in self.resources.limits)))",
+                " || self.autoscaling.?metric.?type.orValue('cpu') != 'cpu'"
+                " || 'cpu' in self.?resources.?requests.orValue({})"
+                " || 'cpu' in self.?resources.?limits.orValue({})",
                 "autoscaling follows the use of CPU in percent of resources.requests.cpu, which is"
                 " not set: set it, or choose another autoscaling.metric.type",
             ),

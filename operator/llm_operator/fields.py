@@ -47,7 +47,7 @@ Url = Annotated[
 # The schema of a map says nothing of its keys.
 KEYS = (
     "self.all(key, !format.qualifiedName().validate(key).hasValue())",
-    "a key is a name such as team or example.com/team",
+    "a key is a name such as example.com/team",
 )
 
 

@@ -53,9 +53,8 @@ class Resources(ApiModel):
             (
                 "!has(self.requests) || self.requests.all(name,"
                 " name in ['cpu', 'memory', 'ephemeral-storage']"
-                " || (has(self.limits) && name in self.limits"
-                " && quantity(string(self.requests[name])).compareTo("
-                "quantity(string(self.limits[name]))) == 0))",
+                " || name in self.?limits.orValue({}) && quantity(string(self.requests[name]))"
+                ".compareTo(quantity(string(self.limits[name]))) == 0)",
                 "other resources than cpu, memory and ephemeral-storage are given as a whole: set"
                 " them in limits, and in requests to the same number or not at all",
             ),
@@ -110,7 +109,7 @@ class Affinity(ApiModel):
     """Scheduling constraints, as in a pod."""
 
     node_affinity: AsNodeAffinity | None = None
-    """Rules about labels of nodes, as in a pod. Requirements from gpu are added to each of its terms."""
+    """Rules about labels of nodes, as in a pod. Requirements from gpu are added to each term."""
     pod_affinity: AsPodAffinity | None = None
     """Rules about pods of the namespace to be near to, as in a pod."""
     pod_anti_affinity: AsPodAffinity | None = None
@@ -129,9 +128,8 @@ class TopologySpreadConstraint(ApiModel):
             ),
             (
                 "!has(self.matchLabelKeys) || self.matchLabelKeys.all(key, has(self.labelSelector)"
-                " ? (!(has(self.labelSelector.matchLabels)"
-                " && key in self.labelSelector.matchLabels)"
-                " && !(has(self.labelSelector.matchExpressions)"
+                " ? !(key in self.labelSelector.?matchLabels.orValue({})"
+                " || (has(self.labelSelector.matchExpressions)"
                 " && self.labelSelector.matchExpressions.exists(each, each.key == key)))"
                 " : !(key in ['app.kubernetes.io/name', 'app.kubernetes.io/instance']))",
                 "a key of matchLabelKeys stands in the labelSelector already: remove it from one"

@@ -33,7 +33,7 @@ class LabelRequirement(ApiModel):
         json_schema_extra=rules(
             (
                 "(self.operator in ['In', 'NotIn']) == has(self.values)",
-                "In and NotIn need values, Exists and DoesNotExist take none",
+                "operators In and NotIn need values, others take none",
             )
         )
     )
@@ -67,8 +67,7 @@ class NodeRequirement(ApiModel):
                 "(self.operator in ['Exists', 'DoesNotExist']) != has(self.values)"
                 " && (!(self.operator in ['Gt', 'Lt']) || !has(self.values)"
                 " || self.values.size() == 1 && self.values[0].matches('^[0-9]+$'))",
-                "In and NotIn need values, Gt and Lt one whole number, Exists and DoesNotExist"
-                " take none",
+                "operators In and NotIn need values, Gt and Lt one whole number, others take none",
             )
         )
     )
@@ -122,7 +121,7 @@ class PodTerm(ApiModel):
     """Some pods, and the domain in which to be near to or apart from them."""
 
     topology_key: LabelKey
-    """Node label whose values are the domains, for example kubernetes.io/hostname."""
+    """Node label whose values are the domains."""
     label_selector: LabelSelector | None = None
     """Pods of the same namespace, by their labels. None if not set."""
 

@@ -44,6 +44,16 @@ def operator(cluster: Kubectl) -> Kubectl:
     return Kubectl(cluster.binary, cluster.kubeconfig, OPERATOR_NAMESPACE)
 
 
+@pytest.fixture(scope="session")
+def crd(request: pytest.FixtureRequest, cluster: Kubectl) -> Kubectl:
+    """kubectl, with this checkout's CRD in the cluster: by the chart, or alone."""
+    if not request.config.getoption("--local-operator"):
+        request.getfixturevalue("operator")
+        return cluster
+    cluster("apply", "--server-side", "--force-conflicts", "-f", str(ROOT / "deploy/crds"))
+    return cluster
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     """For work on the operator: no image to build, and nothing outside of the test's namespace."""
     parser.addoption(
