@@ -83,13 +83,15 @@ async def watching(
 
 
 async def _watch(cluster: Cluster, kind: Kind, namespace: str, seen: Sightings) -> None:
+    """Watch for ever: a watch of LLMDeployments ends whenever somebody changes their CRD."""
     path = kind.path(namespace)
-    bodies, version = await cluster.items(path)
-    for body in bodies:
-        seen.saw(kind, body)
-    async for type_, body in cluster.watch(path, version):
-        if type_ in {"ADDED", "MODIFIED"}:
+    while True:
+        bodies, version = await cluster.items(path)
+        for body in bodies:
             seen.saw(kind, body)
+        async for type_, body in cluster.watch(path, version):
+            if type_ in {"ADDED", "MODIFIED"}:
+                seen.saw(kind, body)
 
 
 def _reason(body: Body) -> str:
