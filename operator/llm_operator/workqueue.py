@@ -60,6 +60,10 @@ class WorkQueue(Generic[K]):
         """Number of keys that are worked on or wait for it."""
         return len(self._running) + len(self._resting & self._again)
 
+    def __bool__(self) -> bool:
+        """Always true: that a queue is empty does not mean that there is none."""
+        return True
+
     def load(self) -> tuple[int, int, int]:
         """Number of keys that wait, that are worked on, and that will be later."""
         waiting = len(self) - self._at_work

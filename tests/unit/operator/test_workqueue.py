@@ -279,3 +279,12 @@ async def test_every_attempt_is_observed():
     await until(lambda: len(outcomes) == 3)
     assert [outcome for outcome, _ in outcomes] == ["waiting", "error", "success"]
     assert all(seconds >= 0 for _, seconds in outcomes)
+
+
+async def test_an_empty_queue_is_a_queue():
+    async def work(_):
+        return None
+
+    queue = WorkQueue(work)
+    assert len(queue) == 0
+    assert queue, "who has an empty queue would think that there is none, and add nothing to it"
