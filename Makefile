@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV   := .venv
 
 .PHONY: help demo test test-lint test-unit test-server test-chart test-images test-e2e \
-        venv lint format crd lock bench up down status clean
+        venv lint format crd lock bench bench-reconcile up down status clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,6 +35,9 @@ lock: venv ## Renew requirements/ from pyproject.toml
 
 bench: venv ## Start-up and throughput beside a peer, as a table
 	@$(VENV)/bin/python -m bench.serving
+
+bench-reconcile: venv ## What reconciling costs, as a table (ARGS="--count 1000")
+	@$(VENV)/bin/python -m bench.reconcile $(ARGS)
 
 up: ## The development cluster
 	@$(PYTHON) -m dev.cluster up

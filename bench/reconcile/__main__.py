@@ -37,6 +37,9 @@ def parser() -> argparse.ArgumentParser:
     """The flags."""
     top = argparse.ArgumentParser(prog="python -m bench.reconcile", description=__doc__)
     top.add_argument("--count", type=int, default=100, help="LLMDeployments (%(default)s)")
+    top.add_argument(
+        "--rate", type=float, default=0, help="created a second; kubectl does about 40 (unbounded)"
+    )
     top.add_argument("--kinds", default=OBJECTS, help="objects awaited for each (%(default)s)")
     top.add_argument("--pending", action="store_true", help="no node fits: pods stay pending")
     top.add_argument("--idle", type=float, default=60, help="seconds of idling (%(default)s)")
@@ -65,7 +68,9 @@ async def measure(chosen: argparse.Namespace) -> dict[str, Any]:
                 source=chosen.operator.resolve(),
                 folder=Path(folder),
             ) as operator:
-                run = Run(cluster, operator, namespace, chosen.count, kinds, chosen.within)
+                run = Run(
+                    cluster, operator, namespace, chosen.count, kinds, chosen.within, chosen.rate
+                )
                 try:
                     return await _phases(run, chosen)
                 finally:

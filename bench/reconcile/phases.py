@@ -34,6 +34,7 @@ class Run:
     Attributes:
         kinds: What each LLMDeployment has one of, in an unchanged spec.
         within: Most seconds for one phase to reach its end.
+        rate: LLMDeployments sent in a second; 0 for as fast as they are accepted.
     """
 
     cluster: Cluster
@@ -42,6 +43,7 @@ class Run:
     count: int
     kinds: Collection[Kind]
     within: float
+    rate: float = 0.0
 
 
 @dataclass
@@ -216,7 +218,13 @@ def _names(run: Run) -> list[str]:
 async def _create(run: Run, bodies: Sequence[Body]) -> tuple[float, float]:
     """Create them all. Returns when the first was sent and when the last was accepted."""
     began = time.monotonic()
-    await run.cluster.create_all(LLM_DEPLOYMENT.path(run.namespace), bodies)
+    path = LLM_DEPLOYMENT.path(run.namespace)
+    # In tenths of a second, as a client that sends one after the other comes near to it.
+    batch = max(1, round(run.rate / 10)) if run.rate else len(bodies)
+    for start in range(0, len(bodies), batch):
+        await run.cluster.create_all(path, bodies[start : start + batch])
+        if run.rate:
+            await asyncio.sleep(max(0.0, began + (start + batch) / run.rate - time.monotonic()))
     return began, time.monotonic()
 
 

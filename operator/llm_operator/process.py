@@ -5,6 +5,7 @@ with an LLMDeployment.
 """
 
 import asyncio
+import gc
 import logging
 import signal
 import socket
@@ -202,6 +203,9 @@ class Process:
         """Learn of everything there is before the watches begin."""
         await kube.wait_until_served(api.API_VERSION)
         await resync.first()
+        # What is known now stays: the collector need not go through it again and again.
+        gc.collect()
+        gc.freeze()
         watched = [LLM_DEPLOYMENT, POD, *(kind for kind in OWNED if kind not in OPTIONAL)]
         if self._settings.watch_nodes:
             watched.append(NODE)
