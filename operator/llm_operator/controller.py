@@ -162,7 +162,8 @@ class Controller:
         live = self._cache.get(DEPLOYMENT, key)
         if live is None or not ownership.owned(live, cr):
             return created
-        return min(created, live["metadata"].get("creationTimestamp", created))
+        taken_up: str = live["metadata"].get("creationTimestamp", created)
+        return min(created, taken_up)
 
     async def _plan(
         self, cr: LLMDeployment, key: Key, found: Sequence[Pod]
