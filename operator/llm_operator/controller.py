@@ -35,20 +35,19 @@ from llm_operator.configs import Configs
 from llm_operator.events import event
 from llm_operator.hardware import Decision
 from llm_operator.inspection import Inspection
-from llm_operator.kube import (
+from llm_operator.kube import ApiError, Kube
+from llm_operator.manifest import Manifest
+from llm_operator.pods import Pod
+from llm_operator.podtemplate import Choices
+from llm_operator.references import references
+from llm_operator.resources import (
     DEPLOYMENT,
     EVENT,
     HORIZONTAL_POD_AUTOSCALER,
     LLM_DEPLOYMENT,
     PERSISTENT_VOLUME_CLAIM,
     SCALED_OBJECT,
-    ApiError,
-    Kube,
 )
-from llm_operator.manifest import Manifest
-from llm_operator.pods import Pod
-from llm_operator.podtemplate import Choices
-from llm_operator.references import references
 from llm_operator.settings import Settings
 from llm_operator.telemetry import Telemetry
 from llm_operator.workqueue import Retry
@@ -163,7 +162,7 @@ class Controller:
         if live is None or not ownership.owned(live, cr):
             return created
         taken_up: str = live["metadata"].get("creationTimestamp", created)
-        return min(created, taken_up)
+        return min(created, str(live["metadata"].get("creationTimestamp", created)))
 
     async def _plan(
         self, cr: LLMDeployment, key: Key, found: Sequence[Pod]
