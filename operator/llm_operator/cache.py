@@ -14,7 +14,7 @@ from typing import Any
 
 from llm_operator import names
 from llm_operator.hardware import NodeFacts
-from llm_operator.kube import (
+from llm_operator.resources import (
     DEPLOYMENT,
     LLM_DEPLOYMENT,
     NETWORK_POLICY,

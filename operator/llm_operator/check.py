@@ -11,7 +11,8 @@ import sys
 import aiohttp
 
 from llm_operator import api
-from llm_operator.kube import LLM_DEPLOYMENT, ApiError, Kube
+from llm_operator.kube import ApiError, Kube
+from llm_operator.resources import LLM_DEPLOYMENT
 
 
 async def check(health: str, namespaces: list[str]) -> list[str]:

@@ -13,8 +13,9 @@ from typing import Any
 
 from llm_operator import references
 from llm_operator.cache import Key
-from llm_operator.kube import CONFIG_MAP, SECRET, ApiError, Kube, Resource
+from llm_operator.kube import ApiError, Kube
 from llm_operator.references import Reference
+from llm_operator.resources import CONFIG_MAP, SECRET, Resource
 
 logger = logging.getLogger(__name__)
 

@@ -162,7 +162,7 @@ class Controller:
         if live is None or not ownership.owned(live, cr):
             return created
         taken_up: str = live["metadata"].get("creationTimestamp", created)
-        return min(created, str(live["metadata"].get("creationTimestamp", created)))
+        return min(created, taken_up)
 
     async def _plan(
         self, cr: LLMDeployment, key: Key, found: Sequence[Pod]

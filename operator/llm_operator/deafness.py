@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from llm_operator.kube import Resource
+from llm_operator.resources import Resource
 
 Body = Mapping[str, Any]
 

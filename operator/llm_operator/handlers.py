@@ -12,7 +12,7 @@ import kopf
 
 from llm_operator.cache import Cache, Key, owner_of
 from llm_operator.deafness import Deafness
-from llm_operator.kube import NODE, OWNED, POD, Resource
+from llm_operator.resources import NODE, OWNED, POD, Resource
 from llm_operator.resync import MANAGED
 from llm_operator.workqueue import WorkQueue
 

@@ -18,8 +18,9 @@ import aiohttp
 from llm_operator import names
 from llm_operator.cache import Key
 from llm_operator.coldstart import Pull, Report
-from llm_operator.kube import EVENT, ApiError, Kube
+from llm_operator.kube import ApiError, Kube
 from llm_operator.pods import SANDBOX_WARNING, VOLUME_WARNINGS, Pod, Warned
+from llm_operator.resources import EVENT
 
 logger = logging.getLogger(__name__)
 

@@ -19,7 +19,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
-from llm_operator.kube import EVENT, HTTP_NOT_FOUND, ApiError, Body, Kube, Resource
+from llm_operator.kube import HTTP_NOT_FOUND, ApiError, Body, Kube
+from llm_operator.resources import EVENT, Resource
 
 LEASE = Resource("coordination.k8s.io/v1", "Lease", "leases")
 

@@ -12,7 +12,8 @@ from collections.abc import Callable, Sequence
 
 from llm_operator import names
 from llm_operator.cache import Body, Cache, Key, key_of
-from llm_operator.kube import OPTIONAL, ApiError, Kube, Resource
+from llm_operator.kube import ApiError, Kube
+from llm_operator.resources import OPTIONAL, Resource
 from llm_operator.resync import MANAGED
 
 logger = logging.getLogger(__name__)

@@ -22,18 +22,10 @@ from llm_operator.controller import Controller
 from llm_operator.deafness import Deafness
 from llm_operator.endpoints import Answer, Endpoints
 from llm_operator.inspection import Inspection
-from llm_operator.kube import (
-    LLM_DEPLOYMENT,
-    NODE,
-    OPTIONAL,
-    OWNED,
-    POD,
-    ApiError,
-    Kube,
-    Resource,
-)
+from llm_operator.kube import ApiError, Kube
 from llm_operator.lease import Identity, Lease, LeaseLostError
 from llm_operator.optional import OptionalKinds
+from llm_operator.resources import LLM_DEPLOYMENT, NODE, OPTIONAL, OWNED, POD, Resource
 from llm_operator.resync import Resync
 from llm_operator.settings import Settings
 from llm_operator.telemetry import Body, Telemetry

@@ -11,16 +11,8 @@ from functools import partial
 
 from llm_operator import names
 from llm_operator.cache import Body, Cache, Key
-from llm_operator.kube import (
-    LLM_DEPLOYMENT,
-    NODE,
-    OPTIONAL,
-    OWNED,
-    POD,
-    ApiError,
-    Kube,
-    Resource,
-)
+from llm_operator.kube import ApiError, Kube
+from llm_operator.resources import LLM_DEPLOYMENT, NODE, OPTIONAL, OWNED, POD, Resource
 from llm_operator.settings import Settings
 
 logger = logging.getLogger(__name__)

@@ -13,17 +13,9 @@ from llm_operator import drift, ownership, reasons
 from llm_operator.api import LLMDeployment
 from llm_operator.cache import Cache, Key
 from llm_operator.conditions import Problem
-from llm_operator.kube import (
-    DEPLOYMENT,
-    LLM_DEPLOYMENT,
-    OPTIONAL,
-    OWNED,
-    SERVICE,
-    ApiError,
-    Kube,
-    Resource,
-)
+from llm_operator.kube import ApiError, Kube
 from llm_operator.manifest import Manifest
+from llm_operator.resources import DEPLOYMENT, LLM_DEPLOYMENT, OPTIONAL, OWNED, SERVICE, Resource
 from llm_operator.status import UNOBSERVED
 
 logger = logging.getLogger(__name__)

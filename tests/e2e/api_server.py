@@ -14,13 +14,15 @@ from typing import Any
 import httpx
 import yaml
 
-from llm_operator import kube
+from llm_operator import kube, resources
 
 Body = dict[str, Any]
 
 _PATIENCE = 60
 
-RESOURCES = {each.kind: each for each in (*kube.OWNED, kube.LLM_DEPLOYMENT, kube.POD)}
+RESOURCES = {
+    each.kind: each for each in (*resources.OWNED, resources.LLM_DEPLOYMENT, resources.POD)
+}
 
 
 class RefusedError(Exception):

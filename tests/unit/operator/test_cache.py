@@ -3,15 +3,8 @@ from functools import partial
 
 from llm_operator.cache import Cache, owner_of
 from llm_operator.hardware import NodeFacts
-from llm_operator.kube import (
-    DEPLOYMENT,
-    LLM_DEPLOYMENT,
-    NETWORK_POLICY,
-    NODE,
-    POD,
-    SERVICE,
-)
 from llm_operator.names import INSTANCE_LABEL
+from llm_operator.resources import DEPLOYMENT, LLM_DEPLOYMENT, NETWORK_POLICY, NODE, POD, SERVICE
 
 KEY = ("models", "smollm2")
 

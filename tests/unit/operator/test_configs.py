@@ -6,8 +6,9 @@ import itertools
 import pytest
 
 from llm_operator.configs import Configs
-from llm_operator.kube import CONFIG_MAP, SECRET, ApiError
+from llm_operator.kube import ApiError
 from llm_operator.references import Reference
+from llm_operator.resources import CONFIG_MAP, SECRET
 
 KEY = ("models", "smollm2")
 OTHER = ("models", "other")

@@ -11,7 +11,8 @@ from llm_operator.cache import Cache
 from llm_operator.conditions import condition
 from llm_operator.controller import Controller
 from llm_operator.inspection import Inspection
-from llm_operator.kube import (
+from llm_operator.kube import ApiError
+from llm_operator.resources import (
     DEPLOYMENT,
     EVENT,
     HORIZONTAL_POD_AUTOSCALER,
@@ -22,7 +23,6 @@ from llm_operator.kube import (
     OWNED,
     POD,
     SERVICE,
-    ApiError,
 )
 from llm_operator.settings import RuntimeImage, Settings
 from llm_operator.telemetry import Telemetry

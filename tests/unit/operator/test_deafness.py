@@ -2,7 +2,7 @@ import pytest
 from kopf import OperatorSettings
 
 from llm_operator.deafness import PATIENCE_SECONDS, Deafness
-from llm_operator.kube import DEPLOYMENT, NODE, POD
+from llm_operator.resources import DEPLOYMENT, NODE, POD
 
 
 def body(name, version, namespace="models"):

@@ -7,14 +7,8 @@ import yaml
 from aiohttp import web
 from kubernetes.aio.client import ApiClient, Configuration
 
-from llm_operator.kube import (
-    DEPLOYMENT,
-    EVENT,
-    LLM_DEPLOYMENT,
-    SERVICE,
-    ApiError,
-    Kube,
-)
+from llm_operator.kube import ApiError, Kube
+from llm_operator.resources import DEPLOYMENT, EVENT, LLM_DEPLOYMENT, SERVICE
 
 MANIFEST = {"metadata": {"namespace": "models", "name": "smollm2"}, "spec": {"replicas": 0}}
 

@@ -29,12 +29,20 @@ def test_core_knows_neither_kopf_nor_the_client(module):
     assert not foreign
 
 
-@pytest.mark.parametrize(
-    "module", ["api", "conditions", "drift", "fields", "hardware", "pods", "podspec", "render"]
-)
+ACTING = {"cache", "configs", "controller", "handlers", "inspection", "kube", "process"}
+ACTING |= {"resync", "settings", "workqueue", "writer"}
+PURE = {path.stem for path in PACKAGE.glob("*.py") if "Pure." in path.read_text().split('"""')[1]}
+DECIDING = sorted(PURE | {"api", "fields", "model", "podspec", "scaling", "exposure", "status"})
+
+
+def test_the_deciding_modules_say_that_they_are_pure():
+    assert {"conditions", "hardware", "podtemplate", "render", "rollout", "pods"} <= {*DECIDING}
+
+
+@pytest.mark.parametrize("module", DECIDING)
 def test_deciding_modules_know_no_input_or_output(module):
     below = {name.split(".")[1] for name in imports(module) if name.startswith("llm_operator.")}
-    assert not below & {"cache", "controller", "handlers", "kube", "settings", "workqueue"}
+    assert not below & ACTING
     assert not imports(module) & {"asyncio", "os", "time", "random"}
 
 

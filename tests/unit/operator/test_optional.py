@@ -6,8 +6,9 @@ import pytest
 
 from llm_operator import names
 from llm_operator.cache import Cache
-from llm_operator.kube import SCALED_OBJECT, ApiError
+from llm_operator.kube import ApiError
 from llm_operator.optional import OptionalKinds
+from llm_operator.resources import SCALED_OBJECT
 
 KEY = ("models", "smollm2")
 GONE = ApiError(404, "NotFound", "the server could not find the requested resource")

@@ -4,15 +4,8 @@ import pytest
 
 from llm_operator import resync
 from llm_operator.cache import Cache
-from llm_operator.kube import (
-    LLM_DEPLOYMENT,
-    NODE,
-    OWNED,
-    POD,
-    POD_MONITOR,
-    SCALED_OBJECT,
-    ApiError,
-)
+from llm_operator.kube import ApiError
+from llm_operator.resources import LLM_DEPLOYMENT, NODE, OWNED, POD, POD_MONITOR, SCALED_OBJECT
 from llm_operator.resync import MANAGED, Resync
 from llm_operator.settings import Settings
 
