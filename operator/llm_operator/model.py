@@ -71,6 +71,10 @@ class HubCache(ApiModel):
                 "cache.storageClassName belongs to a volume of each pod's own: set size, or remove"
                 " it",
             ),
+            (
+                "!has(self.size) || quantity(string(self.size)).isGreaterThan(quantity('0'))",
+                "cache.size is the size of a volume, for example 20Gi",
+            ),
         )
     )
 

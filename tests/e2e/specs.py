@@ -81,13 +81,18 @@ def leaves() -> Iterator[str]:
             yield path
 
 
-def values(path: str) -> Strategy:
-    """Values of the field at `path`."""
+def at(path: str) -> Schema:
+    """The schema of the field at `path`."""
     node = SCHEMA
     for name in path.split("."):
         node = node["properties"][name.removesuffix("[]")]
         node = node["items"] if name.endswith("[]") else node
-    return _any(node, path)
+    return node
+
+
+def values(path: str) -> Strategy:
+    """Values of the field at `path`."""
+    return _any(at(path), path)
 
 
 def around(path: str, value: Any) -> Strategy:
