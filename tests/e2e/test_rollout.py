@@ -43,6 +43,7 @@ def test_a_rollout_on_cpu_loses_no_request_and_no_stream(kubectl: Kubectl):
     kubectl.wait_ready("rolled")
     old = kubectl.pods_of("rolled")
     with traffic.steady(kubectl.service_url("rolled")) as clients:
+        clients.streaming_now()
         changed = {**PATIENT, "logLevel": "warning"}
         kubectl.apply(llm_deployment("rolled", target="cpu", server=changed))
         eventually(lambda: replaced(kubectl, "rolled", old), within=240)
@@ -57,12 +58,14 @@ def test_neither_a_drained_node_nor_fewer_replicas_lose_a_request(kubectl: Kubec
     assert budget["spec"]["maxUnavailable"] == 1
     old = kubectl.pods_of("kept")
     with traffic.steady(kubectl.service_url("kept")) as clients:
+        clients.streaming_now()
         with draining(kubectl, NODE_NAME, "app.kubernetes.io/instance=kept") as drain:
-            assert drain.wait(timeout=300) == 0, drain.stderr and drain.stderr.read()
+            assert drain.wait(timeout=300) == 0
         eventually(lambda: replaced(kubectl, "kept", old, replicas=2), within=120)
         clients.more()
         assert clients.failures == [], "while the node was drained"
 
+        clients.streaming_now()
         kubectl("scale", "llmdeployment/kept", "--replicas=1")
         eventually(lambda: len(kubectl.items("pods")) == 1, within=120)
         clients.more()
@@ -71,24 +74,23 @@ def test_neither_a_drained_node_nor_fewer_replicas_lose_a_request(kubectl: Kubec
 
 
 @contextmanager
-def draining(kubectl: Kubectl, node: str, selector: str) -> Iterator[subprocess.Popen[str]]:
+def draining(kubectl: Kubectl, node: str, selector: str) -> Iterator[subprocess.Popen[bytes]]:
     """Drain the node of the pods of `selector` alone, and let pods come back at once."""
     command = [
         kubectl.binary, f"--kubeconfig={kubectl.kubeconfig}", "drain", node,
         f"--pod-selector={selector}", "--delete-emptydir-data", "--timeout=300s",
     ]  # fmt: skip
-    drain = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
-    try:
-        # The node is the only one: what is evicted can come back nowhere else.
-        eventually(
-            lambda: kubectl.json("get", "node", node)["spec"].get("unschedulable"), within=20
-        )
-        kubectl("uncordon", node)
-        yield drain
-    finally:
-        drain.kill()
-        drain.wait()
-        kubectl("uncordon", node)
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as drain:
+        try:
+            # The node is the only one: what is evicted can come back nowhere else.
+            eventually(
+                lambda: kubectl.json("get", "node", node)["spec"].get("unschedulable"), within=20
+            )
+            kubectl("uncordon", node)
+            yield drain
+        finally:
+            drain.kill()
+            kubectl("uncordon", node)
 
 
 def on_gpu(name: str, **spec: Any) -> dict[str, Any]:

@@ -53,6 +53,10 @@ class Traffic:
 
         eventually(enough, within=within, every=0.1)
 
+    def streaming_now(self) -> None:
+        """Wait for an answer that has only begun."""
+        eventually(lambda: self.open_streams, within=60, every=0.02)
+
     def note(self, sort: str, error: str | None) -> None:
         """A request is over; `error` says what went wrong, if anything did."""
         with self._lock:
