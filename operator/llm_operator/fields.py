@@ -6,16 +6,23 @@ Knows Kubernetes' syntax for names, quantities and images. Does not know what th
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, StringConstraints, WithJsonSchema
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    StringConstraints,
+    WithJsonSchema,
+)
 from pydantic.alias_generators import to_camel
 
 from llm_operator import quantities
 
 PullPolicy = Literal["Always", "IfNotPresent", "Never"]
 
-_SUBDOMAIN = r"[a-z0-9]+((-+|\.)[a-z0-9]+)*"
+SUBDOMAIN = r"[a-z0-9]+((-+|\.)[a-z0-9]+)*"
 _NAME_PART = "[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?"
-QUALIFIED_NAME = f"({_SUBDOMAIN}/)?{_NAME_PART}"
+QUALIFIED_NAME = f"({SUBDOMAIN}/)?{_NAME_PART}"
 _PORT = "([1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])"
 _HOST = r"[A-Za-z0-9]+((-+|\.)[A-Za-z0-9]+)*"
 _REPOSITORY_PART = r"[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*"
@@ -25,7 +32,7 @@ _DIGEST = r"[a-z0-9]+([-+._][a-z0-9]+)*:[0-9a-fA-F]{32,}"
 _CONFIG_KEY = r"^\.?[-_A-Za-z0-9][-._A-Za-z0-9]*$"
 _SHARE = r"^(100|[1-9]?[0-9])%$"
 
-ObjectName = Annotated[str, StringConstraints(max_length=253, pattern=rf"^{_SUBDOMAIN}$")]
+ObjectName = Annotated[str, StringConstraints(max_length=253, pattern=rf"^{SUBDOMAIN}$")]
 Repository = Annotated[str, StringConstraints(max_length=384, pattern=rf"^{_REPOSITORY}$")]
 """Name of an image without tag and digest."""
 ImageReference = Annotated[
@@ -51,6 +58,11 @@ KEYS = (
 )
 
 
+def _as_text(quantity: object) -> object:
+    """A fraction as text. The API server lets none pass, but the chart's values may hold some."""
+    return str(quantity) if isinstance(quantity, float | bool) else quantity
+
+
 def _checked(quantity: int | str) -> int | str:
     """`quantity` as it is; a ValueError if it is none."""
     quantities.parse(quantity)
@@ -59,6 +71,7 @@ def _checked(quantity: int | str) -> int | str:
 
 Quantity = Annotated[
     int | str,
+    BeforeValidator(_as_text),
     AfterValidator(_checked),
     WithJsonSchema(
         {

@@ -4,13 +4,15 @@ Knows what a profile may say and how it is merged into a spec: what the spec say
 not know where profiles are kept (settings).
 """
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Self
 
 from pydantic import Field, ValidationError
 
+from llm_operator import quantities
 from llm_operator.api import Gpu, LLMDeploymentSpec
-from llm_operator.fields import ApiModel, LabelKey, LabelValue, ObjectName
+from llm_operator.fields import SUBDOMAIN, ApiModel, LabelKey, LabelValue, ObjectName
 from llm_operator.podspec import Affinity, Resources, Toleration, TopologySpreadConstraint
 from llm_operator.schema import structural
 
@@ -48,17 +50,49 @@ class HardwareProfile(ApiModel):
         Raises:
             ProfileError: it says what no profile can say.
         """
+        about = f"hardware profile {name}"
+        if not re.fullmatch(SUBDOMAIN, name):
+            msg = f"{about}: a profile's name has lower-case letters, digits, dashes and dots"
+            raise ProfileError(msg)
+        if not isinstance(body, Mapping):
+            msg = f'{about}: write its fields as an object, for example {{"gpu": {{"count": 1}}}}'
+            raise ProfileError(msg)
+        if unknown := _unknown(body, structural(cls)):
+            msg = f"{about}: {unknown} is not a field of a profile"
+            raise ProfileError(msg)
         try:
             profile = cls.model_validate(body)
         except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            path = ".".join(str(part) for part in first["loc"])
-            msg = f"hardware profile {name}: {path}: {first['msg']}"
+            msg = f"{about}: {_sentence(error)}"
             raise ProfileError(msg) from None
-        if unknown := _unknown(body, structural(cls)):
-            msg = f"hardware profile {name}: {unknown} is not a field of a profile"
+        if senseless := _senseless(profile):
+            msg = f"{about}: {senseless}"
             raise ProfileError(msg)
         return profile
+
+
+def _sentence(error: ValidationError) -> str:
+    # A quantity that is neither integer nor text is two errors at one place.
+    first = error.errors(include_url=False)[0]
+    path = ".".join(str(part) for part in first["loc"] if part not in {"int", "str"})
+    return f"{path}: {first['msg'].removeprefix('Value error, ')}"
+
+
+def _senseless(profile: HardwareProfile) -> str | None:
+    """What the API server would refuse in a spec, of the mistakes that are easily made."""
+    requests, limits = profile.resources.requests or {}, profile.resources.limits or {}
+    gpus = {"nvidia.com/gpu", "amd.com/gpu", (profile.gpu or Gpu()).resource_name}
+    if gpus & (requests.keys() | limits.keys()):
+        return "GPUs are asked for by gpu.count and gpu.resourceName: remove them from resources"
+    for name, amount in requests.items():
+        if name in limits and quantities.parse(amount) > quantities.parse(limits[name]):
+            return f"resources.requests.{name} exceeds resources.limits.{name}: lower the request"
+    if any(not each.key and each.operator != "Exists" for each in profile.tolerations):
+        return (
+            "a toleration without a key tolerates every taint: set operator to Exists, or name a"
+            " key"
+        )
+    return None
 
 
 def _unknown(body: object, schema: Mapping[str, Any], path: str = "") -> str | None:

@@ -156,4 +156,6 @@ def _sentence(error: ValidationError) -> str:
         return f"{name} is not a setting of the operator: remove it or mend its name"
     if inside:
         return f"{name}: {'.'.join(inside)}: {message}"
+    if isinstance(first["input"], dict | list):  # too much to repeat
+        return f"{name}: {message}"
     return f"{name}={json.dumps(first['input'], default=str)}: {message}"

@@ -62,6 +62,11 @@ def test_every_setting_is_read():
         ("LLM_OPERATOR_NAMESPACE", "a b", "pattern"),
         ("LLM_OPERATOR_HARDWARE_PROFILES", "{", "is not JSON"),
         ("LLM_OPERATOR_HARDWARE_PROFILES", "[]", "valid dictionary"),
+        ("LLM_OPERATOR_HARDWARE_PROFILES", '{"A": {}}', "profile A: a profile's name has lower"),
+        ("LLM_OPERATOR_WATCH_NODES", "sometimes", "boolean"),
+        ("LLM_OPERATOR_ROLL_ON_CONFIG_CHANGE", "2", "boolean"),
+        ("LLM_OPERATOR_RESYNC_SECONDS", "0.5", "greater than or equal to 1"),
+        ("LLM_OPERATOR_LOG_LEVEL", "loud", "'debug', 'info', 'warning' or 'error'"),
     ],
 )
 def test_a_wrong_setting_is_named(name, value, said):
@@ -70,6 +75,22 @@ def test_a_wrong_setting_is_named(name, value, said):
     assert str(caught.value).startswith(name)
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_profiles_are_read_as_the_chart_writes_them():
+    profiles = '{"a100": {"gpu": {"count": 2}}, "small": {"resources": {"limits": {"cpu": 0.5}}}}'
+    settings = Settings.from_env({"LLM_OPERATOR_HARDWARE_PROFILES": profiles})
+    assert settings.hardware_profiles["a100"].gpu.count == 2
+    assert settings.hardware_profiles["small"].resources.limits == {"cpu": "0.5"}
+
+
+def test_a_wrong_profile_is_named_and_the_others_are_not_repeated():
+    profiles = '{"a100": {"gpu": {"count": 2}}, "small": {"gpus": 1}}'
+    with pytest.raises(SettingsError) as caught:
+        Settings.from_env({"LLM_OPERATOR_HARDWARE_PROFILES": profiles})
+    assert str(caught.value) == (
+        "LLM_OPERATOR_HARDWARE_PROFILES: hardware profile small: gpus is not a field of a profile"
+    )
 
 
 def test_an_election_needs_a_namespace():
