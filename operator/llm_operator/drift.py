@@ -1,7 +1,8 @@
 """Whether a live object still is what was applied, so that nothing is written for nothing. Pure.
 
 Fields that others set beside ours are theirs, as in server-side apply: `kubectl rollout restart`
-works. Knows how the API server rewrites what it is given: quantities, and empty strings left out.
+works. Not in selectors and in the rules of a NetworkPolicy, where one word more means something
+else. Knows how the API server rewrites what it is given: quantities, and empty strings left out.
 """
 
 from collections.abc import Mapping
@@ -13,23 +14,34 @@ _QUANTITY_FIELDS = frozenset({"limits", "requests"})
 _MERGE_KEYS = ("name", "uid", "containerPort", "mountPath")
 
 
-def matches(wanted: object, live: object) -> bool:
-    """Whether `live` holds everything that `wanted` says."""
+# What means something else as soon as anything is added.
+_EXACT_FIELDS = frozenset({"selector", "podSelector", "ingress", "egress"})
+_DEFAULTED = frozenset({"protocol"})
+"""What the API server adds even there."""
+
+
+def matches(wanted: object, live: object, *, exact: bool = False) -> bool:
+    """Whether `live` holds everything that `wanted` says, and if `exact`, nothing else."""
     if isinstance(wanted, Mapping):
-        return isinstance(live, Mapping) and all(
-            _field_matches(name, value, live.get(name)) for name, value in wanted.items()
+        return (
+            isinstance(live, Mapping)
+            and not (exact and live.keys() - wanted.keys() - _DEFAULTED)
+            and all(
+                _field_matches(name, value, live.get(name), exact=exact)
+                for name, value in wanted.items()
+            )
         )
     if isinstance(wanted, list):
-        return isinstance(live, list) and _list_matches(wanted, live)
+        return isinstance(live, list) and _list_matches(wanted, live, exact=exact)
     return bool(wanted == live)
 
 
-def _field_matches(name: str, wanted: object, live: object) -> bool:
+def _field_matches(name: str, wanted: object, live: object, *, exact: bool) -> bool:
     if live is None:
         return wanted in ("", [], {}, False)  # what the API server leaves out
     if name in _QUANTITY_FIELDS and isinstance(wanted, Mapping) and isinstance(live, Mapping):
         return _quantities_match(wanted, live)
-    return matches(wanted, live)
+    return matches(wanted, live, exact=exact or name in _EXACT_FIELDS)
 
 
 def _quantities_match(wanted: Mapping[str, int | str], live: Mapping[str, int | str]) -> bool:
@@ -39,10 +51,12 @@ def _quantities_match(wanted: Mapping[str, int | str], live: Mapping[str, int | 
     )
 
 
-def _list_matches(wanted: list[object], live: list[object]) -> bool:
-    key = _merge_key(wanted)
+def _list_matches(wanted: list[object], live: list[object], *, exact: bool) -> bool:
+    key = None if exact else _merge_key(wanted)
     if key is None:
-        return len(wanted) == len(live) and all(map(matches, wanted, live))
+        return len(wanted) == len(live) and all(
+            matches(one, other, exact=exact) for one, other in zip(wanted, live, strict=True)
+        )
     by_key = {item[key]: item for item in live if isinstance(item, Mapping) and key in item}
     return all(
         item[key] in by_key and matches(item, by_key[item[key]])

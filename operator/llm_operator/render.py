@@ -10,7 +10,7 @@ from typing import Any
 
 from llm_operator import api, autoscalers, exposures, names
 from llm_operator.api import LLMDeployment
-from llm_operator.manifest import Manifest, pruned
+from llm_operator.manifest import Manifest, digest, pruned
 
 _PULL_MARGIN_SECONDS = 600
 """Time for pulling images before a rollout counts as stuck, on top of the startup budget."""
@@ -107,4 +107,10 @@ def _owned(cr: LLMDeployment, manifest: Manifest) -> Manifest:
             }
         ],
     }
-    return pruned({**manifest, "metadata": metadata})
+    result = pruned({**manifest, "metadata": metadata})
+    said = {names.APPLIED_ANNOTATION: digest(result)}
+    metadata = {
+        **result["metadata"],
+        "annotations": result["metadata"].get("annotations", {}) | said,
+    }
+    return {**result, "metadata": metadata}

@@ -216,6 +216,15 @@ async def test_an_edit_that_an_apply_cannot_undo_is_overwritten(world):
     assert await world.reconcile() == []
 
 
+async def test_what_the_spec_says_no_more_is_applied_away(world):
+    spec = world.kube.objects[LLM_DEPLOYMENT][KEY]["spec"]
+    world.edit(LLM_DEPLOYMENT, spec={**spec, "service": {"annotations": {"a": "b"}}})
+    await world.reconcile()
+    live = world.kube.objects[LLM_DEPLOYMENT][KEY]
+    world.kube.put(LLM_DEPLOYMENT, {**live, "spec": spec})
+    assert "Service" in await world.reconcile()
+
+
 async def test_what_others_add_is_left_alone(world):
     await world.reconcile()
     restarted = {"metadata": {"annotations": {"kubectl.kubernetes.io/restartedAt": "now"}}}

@@ -60,3 +60,28 @@ def test_lists_of_named_items_are_compared_by_name():
 def test_other_lists_are_compared_as_a_whole():
     assert drift.matches(["ALL"], ["ALL"])
     assert not drift.matches(["ALL"], ["ALL", "NET_RAW"])
+
+
+@pytest.mark.parametrize(
+    ("wanted", "live"),
+    [
+        ({"selector": {"app": "a"}}, {"selector": {"app": "a", "pod": "none"}}),
+        (
+            {"podSelector": {"matchLabels": {"app": "a"}}},
+            {"podSelector": {"matchLabels": {"app": "a"}, "matchExpressions": [{"key": "k"}]}},
+        ),
+        (
+            {"ingress": [{"ports": [{"port": 1}]}]},
+            {"ingress": [{"ports": [{"port": 1}], "from": []}]},
+        ),
+        ({"egress": []}, {"egress": [{}]}),
+    ],
+)
+def test_one_word_more_in_a_selector_or_a_rule_is_seen(wanted, live):
+    assert not drift.matches(wanted, live)
+    assert drift.matches(live, live)
+
+
+def test_what_the_api_server_adds_to_a_rule_is_not_seen():
+    wanted = {"egress": [{"ports": [{"port": 53}]}]}
+    assert drift.matches(wanted, {"egress": [{"ports": [{"port": 53, "protocol": "TCP"}]}]})
