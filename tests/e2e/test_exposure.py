@@ -122,6 +122,14 @@ def egress(spec: Object) -> None:
     spec["egress"] = [{}]
 
 
+def selector(spec: Object) -> None:
+    spec["selector"]["somebody"] = "else"
+
+
+def pod_selector(spec: Object) -> None:
+    spec["podSelector"]["matchLabels"]["somebody"] = "else"
+
+
 def budget(spec: Object) -> None:
     spec["maxUnavailable"] = 2
 
@@ -134,7 +142,9 @@ EDITS: list[tuple[str, Callable[[Object], None]]] = [
     ("deployment", replicas),
     ("deployment", image),
     ("service", ports),
+    ("service", selector),
     ("networkpolicy", egress),
+    ("networkpolicy", pod_selector),
     ("poddisruptionbudget", budget),
     ("horizontalpodautoscaler", bounds),
 ]
@@ -152,8 +162,8 @@ def test_objects_that_somebody_edits_or_deletes_are_put_back(kubectl: Kubectl):
         resource["metadata"]["annotations"] = {"somebody": "was here"}
         resource["metadata"].pop("resourceVersion")
         kubectl("replace", "-f", "-", stdin=json.dumps(resource))
-    for kind in kinds:
         eventually(lambda kind=kind: spec_of(kubectl, kind) == wanted[kind], within=MENDED_WITHIN)
+    for kind in kinds:
         mended = kubectl.json("get", kind, "mended")
         assert mended["metadata"]["annotations"]["somebody"] == "was here", (
             "it is not the operator's"
@@ -190,8 +200,11 @@ def uid(kubectl: Kubectl, kind: str) -> str:
 
 
 def test_what_others_say_of_an_object_stays(kubectl: Kubectl):
-    kubectl.apply(everything("shared"))
+    annotated = everything("shared")
+    annotated["spec"]["service"] = {"annotations": {"from": "spec"}}
+    kubectl.apply(annotated)
     eventually(lambda: kubectl.exists("service", "shared"), within=30)
+    assert kubectl.json("get", "service", "shared")["metadata"]["annotations"]["from"] == "spec"
     kubectl("label", "service", "shared", "team=llm")
     kubectl("annotate", "service", "shared", "note=theirs")
     kubectl(
@@ -200,11 +213,13 @@ def test_what_others_say_of_an_object_stays(kubectl: Kubectl):
     )  # fmt: skip
     # A restart by hand writes an annotation into the pod template.
     kubectl("rollout", "restart", "deployment/shared")
-    kubectl("patch", KIND, "shared", "--type=merge", "-p", '{"spec": {"service": {"port": 8000}}}')
+    changed = {"spec": {"service": {"port": 8000, "annotations": None}}}
+    kubectl("patch", KIND, "shared", "--type=merge", "-p", json.dumps(changed))
     eventually(lambda: port_of(kubectl) == 8000, within=MENDED_WITHIN)
     service = kubectl.json("get", "service", "shared")
     assert service["metadata"]["labels"]["team"] == "llm"
     assert service["metadata"]["annotations"]["note"] == "theirs"
+    assert "from" not in service["metadata"]["annotations"], "the spec says it no more"
     assert service["spec"]["sessionAffinity"] == "ClientIP"
     template = kubectl.json("get", "deployment", "shared")["spec"]["template"]
     assert "kubectl.kubernetes.io/restartedAt" in template["metadata"]["annotations"]
