@@ -93,8 +93,10 @@ def only_pod(kubectl: Kubectl, name: str) -> str:
 
 def another_pod(kubectl: Kubectl, name: str, old: str) -> str:
     """The pod that has wholly taken the place of `old`."""
-    (pod,) = pods = pod_names(kubectl, name)
-    assert pods != [old]
+    pods = pod_names(kubectl, name)
+    assert len(pods) == 1, pods
+    (pod,) = pods
+    assert pod != old
     assert condition(kubectl.json("get", "pod", pod), "Ready").get("status") == "True"
     return pod
 
