@@ -222,11 +222,11 @@ def test_a_kind_that_is_installed_later_is_taken_up(without_crds: Any, kubectl: 
         lambda: "monitoring.coreos.com" in stalled(kubectl, "KindNotServed")["message"], within=20
     )
 
-    # It is looked after like everything else, and its status is passed on.
+    # Once the new kind is noticed it is looked after like every other, and its status passed on.
     kubectl(
         "patch", "scaledobject", "queried", "--type=merge", "-p", '{"spec":{"maxReplicaCount":9}}'
     )
-    eventually(lambda: most(kubectl) == 3, within=10)
+    eventually(lambda: most(kubectl) == 3, within=45)
     said = {"type": "Ready", "status": "True", "reason": "ScaledObjectReady", "message": "it is"}
     kubectl(
         "patch", "scaledobject", "queried", "--type=merge", "--subresource=status",
