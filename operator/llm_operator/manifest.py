@@ -12,7 +12,7 @@ Manifest = dict[str, Any]
 _VERBATIM = frozenset(
     {"affinity", "labelSelector", "podSelector", "namespaceSelector", "from", "egress", "ingress"}
 )
-_MEANT_EMPTY = frozenset({"emptyDir", "podSelector", "ingress", "egress"})
+_MEANT_EMPTY = frozenset({"emptyDir", "labelSelector", "podSelector", "ingress", "egress"})
 
 
 def dump(model: ApiModel) -> Manifest:

@@ -226,6 +226,14 @@ def test_the_operators_defaults_for_images_give_way_to_the_spec(make):
     assert own["containers"][0]["imagePullPolicy"] == "Always"
 
 
+def test_a_selector_of_everything_stays_one(make):
+    spread = {"topologyKey": "rack", "whenUnsatisfiable": "DoNotSchedule", "labelSelector": {}}
+    (constraint,) = pod_of(rendered(make(topologySpreadConstraints=[spread]), "cpu"))[
+        "topologySpreadConstraints"
+    ]
+    assert constraint["labelSelector"] == {}  # without one no pod would be counted
+
+
 def test_suspended_nothing_runs_and_nothing_scales(make):
     cr = make(replicas=3, suspend=True, autoscaling={"maxReplicas": 3})
     manifests = rendered(cr, "cpu")
