@@ -230,8 +230,8 @@ class Rollout(ApiModel):
 
     strategy: Literal["auto", "RollingUpdate", "Recreate"] = "auto"
     """auto starts a new pod before it stops an old one; where no GPU is free for the new one, the
-    old one goes first. RollingUpdate does what maxSurge and maxUnavailable say, also if that means
-    to wait for a GPU for ever. Recreate stops all pods before it starts new ones."""
+    old one goes first. RollingUpdate does what maxSurge and maxUnavailable say, even if it waits
+    for a GPU for ever. Recreate stops all pods before it starts new ones."""
     max_surge: Share | None = None
     """Most pods above spec.replicas, as a number or percentage. 1 if not set."""
     max_unavailable: Share | None = None

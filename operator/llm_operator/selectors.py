@@ -41,9 +41,9 @@ class LabelRequirement(ApiModel):
     key: LabelKey
     """Key of the label."""
     operator: Literal["In", "NotIn", "Exists", "DoesNotExist"]
-    """How it relates to values."""
+    """How it compares."""
     values: Annotated[tuple[LabelValue, ...], Field(min_length=1, max_length=32)] | None = None
-    """Values to compare with."""
+    """Values of the label."""
 
 
 class LabelSelector(ApiModel):
@@ -55,7 +55,7 @@ class LabelSelector(ApiModel):
     ) = None
     """Labels that must be there."""
     match_expressions: Annotated[tuple[LabelRequirement, ...], Field(max_length=16)] | None = None
-    """Requirements that must all be met."""
+    """Further requirements."""
 
 
 class NodeRequirement(ApiModel):
@@ -75,9 +75,9 @@ class NodeRequirement(ApiModel):
     key: LabelKey
     """Key of the label."""
     operator: Literal["In", "NotIn", "Exists", "DoesNotExist", "Gt", "Lt"]
-    """How it relates to values."""
+    """How it compares."""
     values: Annotated[tuple[LabelValue, ...], Field(min_length=1, max_length=32)] | None = None
-    """Values to compare with."""
+    """Values of the label."""
 
 
 class NodeTerm(ApiModel):
@@ -154,8 +154,9 @@ class IpBlock(ApiModel):
     model_config = ConfigDict(
         json_schema_extra=rules(
             (
-                "isCIDR(self.cidr) && (!has(self.except) || self.except.all(each, isCIDR(each)"
-                " && cidr(self.cidr).containsCIDR(each)"
+                "isCIDR(self.cidr) && cidr(self.cidr) == cidr(self.cidr).masked()"
+                " && (!has(self.except) || self.except.all(each, isCIDR(each)"
+                " && cidr(each) == cidr(each).masked() && cidr(self.cidr).containsCIDR(each)"
                 " && cidr(each).prefixLength() > cidr(self.cidr).prefixLength()))",
                 "cidr is a network such as 10.0.0.0/8, except names smaller ones within it",
             )

@@ -6,15 +6,22 @@ Knows how to ask and what a refusal is. Does not know what is being asked.
 from __future__ import annotations
 
 import base64
+import json
 import ssl
 import time
+import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 import yaml
 
+from dev.cluster import paths
 from llm_operator import kube, resources
+from tests.e2e.conftest import dev_cluster
+from tests.e2e.harness import Kubectl, eventually
 
 Body = dict[str, Any]
 
@@ -106,3 +113,27 @@ class ApiServer:
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(1)
+
+
+@pytest.fixture(scope="module")
+def server(crd: Kubectl, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
+    """The API server, in a namespace that enforces Pod Security `restricted`, with all kinds."""
+    name = f"e2e-{uuid.uuid4().hex[:8]}"
+    namespace = {
+        "apiVersion": "v1",
+        "kind": "Namespace",
+        "metadata": {"name": name, "labels": {"pod-security.kubernetes.io/enforce": "restricted"}},
+    }
+    crd("create", "-f", "-", stdin=json.dumps(namespace))
+    inside = Kubectl(crd.binary, crd.kubeconfig, name)
+    eventually(lambda: inside.exists("serviceaccount", "default"), within=30)  # pods need it
+    asked = ApiServer(paths.KUBECONFIG, tmp_path_factory.mktemp("client"), name)
+    foreign = {"keda": "keda.sh/v1alpha1", "prometheus": "monitoring.coreos.com/v1"}
+    missing = [source for source, version in foreign.items() if not asked.serves(version)]
+    for source in foreign:
+        dev_cluster("crds", source, "on")
+    yield asked
+    for source in missing:
+        dev_cluster("crds", source, "off")
+    asked.close()
+    crd("delete", "namespace", name, "--wait=false")

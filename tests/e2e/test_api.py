@@ -260,6 +260,7 @@ REFUSED = {
         "a peer is an ipBlock, or else",
     ),
     "address for a network": (peer(ipBlock={"cidr": "10.0.0.1"}), "cidr is a network such as"),
+    "address in a network": (peer(ipBlock={"cidr": "10.1.2.3/8"}), "cidr is a network such as"),
     "exception from elsewhere": (
         peer(ipBlock={"cidr": "10.0.0.0/8", "except": ["11.0.0.0/16"]}),
         "except names smaller ones within it",

@@ -6,24 +6,20 @@ Examples are the same in every run. Dry runs leave nothing behind.
 
 from __future__ import annotations
 
-import json
 import math
-import uuid
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 
-from dev.cluster import paths
-from llm_operator import api, hardware, images, kube, podtemplate, quantities, render, validity
-from llm_operator.profiles import HardwareProfile
-from llm_operator.settings import RuntimeImage
+from llm_operator import quantities, resources, validity
 from tests.e2e import specs
-from tests.e2e.api_server import ApiServer, Body, RefusedError
-from tests.e2e.conftest import dev_cluster
-from tests.e2e.harness import Kubectl, eventually
+from tests.e2e.api_server import ApiServer, Body, RefusedError, server
+from tests.e2e.rendering import pod, rendered, stored
+
+__all__ = ["server"]
 
 STABLE = settings(
     derandomize=True,
@@ -31,78 +27,8 @@ STABLE = settings(
     deadline=None,
     suppress_health_check=list(HealthCheck),
 )
-RUNTIME = RuntimeImage(repository="registry.example/llm", tag="v1")
-PROFILES = {
-    "small": HardwareProfile.read("small", {"resources": {"limits": {"cpu": 1}}}),
-    "large": HardwareProfile.read(
-        "large", {"gpu": {"count": 2}, "tolerations": [{"key": "large", "operator": "Exists"}]}
-    ),
-}
 # Few specs would have all kinds of objects.
 ON_REQUESTS, BY_QUERY = specs.TOGETHER["autoscaling"]
-# What a dry run of a pod looks up, and nobody made.
-LOOKED_UP = {"serviceAccountName", "priorityClassName", "runtimeClassName"}
-
-
-@pytest.fixture(scope="module")
-def server(crd: Kubectl, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
-    """The API server, in a namespace that enforces Pod Security `restricted`, with all kinds."""
-    name = f"e2e-{uuid.uuid4().hex[:8]}"
-    namespace = {
-        "apiVersion": "v1",
-        "kind": "Namespace",
-        "metadata": {"name": name, "labels": {"pod-security.kubernetes.io/enforce": "restricted"}},
-    }
-    crd("create", "-f", "-", stdin=json.dumps(namespace))
-    inside = Kubectl(crd.binary, crd.kubeconfig, name)
-    eventually(lambda: inside.exists("serviceaccount", "default"), within=30)  # pods need it
-    asked = ApiServer(paths.KUBECONFIG, tmp_path_factory.mktemp("client"), name)
-    foreign = {"keda": "keda.sh/v1alpha1", "prometheus": "monitoring.coreos.com/v1"}
-    missing = [source for source, version in foreign.items() if not asked.serves(version)]
-    for source in foreign:
-        dev_cluster("crds", source, "on")
-    yield asked
-    for source in missing:
-        dev_cluster("crds", source, "off")
-    asked.close()
-    crd("delete", "namespace", name, "--wait=false")
-
-
-def stored(server: ApiServer, spec: Mapping[str, Any]) -> api.LLMDeployment:
-    """The LLMDeployment as the API server would keep it.
-
-    Raises:
-        RefusedError: It would not.
-    """
-    manifest = {
-        "apiVersion": api.API_VERSION,
-        "kind": api.KIND,
-        "metadata": {"name": "x"},
-        "spec": spec,
-    }
-    return api.LLMDeployment.parse(server.create(manifest))
-
-
-def rendered(cr: api.LLMDeployment) -> tuple[hardware.Decision, list[Body]]:
-    """What the operator makes of it: the hardware chosen and why, and all objects.
-
-    Raises:
-        validity.InvalidSpecError: It says what is wrong.
-    """
-    cr = validity.resolve(cr, PROFILES)
-    decision = hardware.choose(cr.spec, previous=None, gpu_image=True, nodes=None)
-    image = images.reference(cr.spec.image, RUNTIME, decision.target)
-    assert image is not None
-    template = podtemplate.template("x", cr.spec, podtemplate.Choices(decision.target, image))
-    return decision, render.objects(cr, template, operator_namespace="operators")
-
-
-def pod(deployment: Body) -> Body:
-    """A pod of the Deployment."""
-    template = deployment["spec"]["template"]
-    spec = {name: value for name, value in template["spec"].items() if name not in LOOKED_UP}
-    metadata = {"name": "x", **template["metadata"]}
-    return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
 
 
 def test_what_is_accepted_becomes_objects_that_are_accepted(server: ApiServer):
@@ -129,7 +55,7 @@ def test_what_is_accepted_becomes_objects_that_are_accepted(server: ApiServer):
     assert all(len(sentence) > 30 for sentence in said)
     # None of it is worth anything if hardly a spec comes through, or a kind is never seen.
     assert outcomes["Deployment"] > 100, outcomes
-    assert {resource.kind for resource in kube.OWNED} <= outcomes.keys(), outcomes
+    assert {resource.kind for resource in resources.OWNED} <= outcomes.keys(), outcomes
 
 
 # What a field needs beside it to be accepted, or to matter. By the beginning of its path.
