@@ -4,6 +4,7 @@ import pytest
 from pydantic import BaseModel, ConfigDict, Field
 
 from llm_operator.schema import structural
+from llm_operator.selectors import as_written
 
 
 class Inner(BaseModel):
@@ -23,6 +24,7 @@ class Outer(BaseModel):
         dict, Field(json_schema_extra={"x-kubernetes-preserve-unknown-fields": True})
     ] = {}
     labels: dict[str, str] = {}
+    keys: dict[Annotated[str, Field(pattern="^a")], int] = {}
 
 
 def test_references_are_inlined_and_the_fields_own_words_win():
@@ -50,6 +52,20 @@ def test_open_objects_stay_open_and_maps_stay_maps():
         "x-kubernetes-preserve-unknown-fields": True,
     }
     assert properties["labels"]["additionalProperties"] == {"type": "string"}
+
+
+def test_what_is_said_of_keys_is_left_out():
+    assert structural(Outer)["properties"]["keys"] == {
+        "type": "object",
+        "additionalProperties": {"type": "integer"},
+    }
+
+
+def test_it_is_structural_already_the_second_time():
+    class Again(BaseModel):
+        part: Annotated[dict, as_written(Outer)]
+
+    assert structural(Again)["properties"]["part"] == structural(Outer)
 
 
 def test_a_real_union_is_refused():
