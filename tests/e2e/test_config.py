@@ -29,7 +29,7 @@ from tests.e2e.harness import (
 )
 
 # Longer than the operator takes to begin a rollout, by far.
-LONG_ENOUGH = 8
+LONG_ENOUGH = 5
 
 
 def secret(name: str, **data: str) -> dict[str, Any]:
