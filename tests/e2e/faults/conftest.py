@@ -19,9 +19,9 @@ Start = Callable[..., OperatorProcess]
 
 
 @pytest.fixture(scope="package", autouse=True)
-def _alone(cluster: Kubectl) -> Iterator[None]:
-    """No other operator serves the tests' namespaces."""
-    with alone(cluster):
+def _alone(crd: Kubectl) -> Iterator[None]:
+    """The CRD is there, and no other operator serves the tests' namespaces."""
+    with alone(crd):
         yield
 
 

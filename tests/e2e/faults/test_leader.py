@@ -27,7 +27,7 @@ from tests.e2e.harness import KIND, WRITE_VERBS, Kubectl, eventually, llm_deploy
 
 from .api_proxy import ApiProxy
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 LEASE_SECONDS = 15
 
 
