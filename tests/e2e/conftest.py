@@ -39,7 +39,7 @@ def operator(cluster: Kubectl) -> Kubectl:
         f"--namespace={OPERATOR_NAMESPACE}", "--create-namespace",
         f"--values={ROOT / 'dev/demo/values.yaml'}", "--wait", "--timeout=120s",
         # Tests that bring the CRD alone may have been first.
-        "--take-ownership",
+        "--take-ownership", "--force-conflicts",
     ]  # fmt: skip
     done = subprocess.run(helm, capture_output=True, text=True, timeout=180, check=False)
     assert done.returncode == 0, done.stderr
