@@ -31,6 +31,7 @@ def test_an_applied_model_answers_and_is_deleted_whole(kubectl: Kubectl):
     columns, row = (re.split(r"\s{2,}", line.strip()) for line in kubectl("get", KIND).splitlines())
     shown = dict(zip(columns, row, strict=True))
     assert shown.pop("AGE")
+    assert re.fullmatch(r"\d+(\.\d)?s", shown.pop("COLD-START"))
     assert shown == {
         "NAME": "smollm2",
         "MODEL": MODEL,
