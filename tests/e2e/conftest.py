@@ -106,18 +106,28 @@ def served_namespace(request: pytest.FixtureRequest, folder: Path) -> Iterator[K
 
 
 @contextmanager
-def local_operator(namespace: str, folder: Path) -> Iterator[None]:
-    """Serve one namespace from this checkout."""
+def local_operator(
+    namespace: str, folder: Path, *, kubeconfig: Path = paths.KUBECONFIG, **settings: str
+) -> Iterator[None]:
+    """Serve one namespace from this checkout.
+
+    Args:
+        namespace: The namespace.
+        folder: Where its `operator.log` is written.
+        kubeconfig: As whom it speaks to the API server.
+        settings: More of its settings, without their prefix.
+    """
     values = yaml.safe_load((ROOT / "dev/demo/values.yaml").read_text(encoding="utf-8"))
     image = values["runtime"]["image"]
     environment = {
-        "KUBECONFIG": str(paths.KUBECONFIG),
+        "KUBECONFIG": str(kubeconfig),
         "PYTHONPATH": str(ROOT / "operator"),
         "LLM_OPERATOR_STANDALONE": "true",
         "LLM_OPERATOR_WATCH_NAMESPACES": namespace,
         "LLM_OPERATOR_HEALTH_PORT": str(free_port()),
         "LLM_OPERATOR_RUNTIME_IMAGE_REPOSITORY": image["repository"],
         "LLM_OPERATOR_RUNTIME_IMAGE_TAG": image["tag"],
+        **{f"LLM_OPERATOR_{name}": value for name, value in settings.items()},
     }
     with (folder / "operator.log").open("wb") as log:
         process = subprocess.Popen(

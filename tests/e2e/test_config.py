@@ -6,7 +6,6 @@ import base64
 import json
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +18,7 @@ import yaml
 
 from dev.cluster import tools
 from tests.e2e import traffic
-from tests.e2e.conftest import ROOT, free_port
+from tests.e2e.conftest import ROOT, local_operator
 from tests.e2e.harness import (
     KIND,
     Kubectl,
@@ -151,7 +150,8 @@ def test_without_the_right_to_read_secrets_models_are_served_all_the_same(
     with nobody_else_at_work(request), namespace(cluster) as kubectl:
         kubeconfig = install_roles(kubectl, tmp_path, rollOnConfigChange="false")
         assert "forbidden" in refused(kubectl, kubeconfig, "get", "secrets")
-        with running(kubectl.namespace, kubeconfig, tmp_path, ROLL_ON_CONFIG_CHANGE="false"):
+        unread = {"WATCH_NODES": "false", "ROLL_ON_CONFIG_CHANGE": "false"}
+        with local_operator(kubectl.namespace, tmp_path, kubeconfig=kubeconfig, **unread):
             kubectl.apply(secret("token", token="t"), config_map("flags", FLAG="one"))
             kubectl.apply(configured("unread"))
             kubectl.wait_ready("unread")
@@ -160,7 +160,7 @@ def test_without_the_right_to_read_secrets_models_are_served_all_the_same(
             time.sleep(LONG_ENOUGH)
             assert only_pod(kubectl, "unread") == pod
             assert traffic.first_answer(kubectl.service_url("unread"))
-        log = (tmp_path / "unread.log").read_text()
+        log = (tmp_path / "operator.log").read_text()
         assert "ModelServing" in log
         assert "forbidden" not in log.lower()
 
@@ -228,31 +228,3 @@ def refused(kubectl: Kubectl, kubeconfig: Path, *command: str) -> str:
     with pytest.raises(AssertionError) as caught:
         inside(*command)
     return str(caught.value).lower()
-
-
-@contextmanager
-def running(inside: str, kubeconfig: Path, folder: Path, **settings: str) -> Iterator[None]:
-    """An operator of this checkout that may do what `kubeconfig` allows."""
-    environment = {
-        "KUBECONFIG": str(kubeconfig),
-        "PYTHONPATH": str(ROOT / "operator"),
-        "LLM_OPERATOR_STANDALONE": "true",
-        "LLM_OPERATOR_WATCH_NAMESPACES": inside,
-        "LLM_OPERATOR_WATCH_NODES": "false",
-        "LLM_OPERATOR_HEALTH_PORT": str(free_port()),
-        "LLM_OPERATOR_RUNTIME_IMAGE_REPOSITORY": "localhost/llm-inference",
-        "LLM_OPERATOR_RUNTIME_IMAGE_TAG": "smollm2",
-        **{f"LLM_OPERATOR_{name}": value for name, value in settings.items()},
-    }
-    with (folder / "unread.log").open("wb") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "llm_operator"],
-            env=os.environ | environment,
-            stdout=log,
-            stderr=log,
-        )
-    try:
-        yield
-    finally:
-        process.terminate()
-        process.wait(timeout=20)
