@@ -31,7 +31,13 @@ def cluster() -> Kubectl:
 
 
 @pytest.fixture(scope="session")
-def operator(cluster: Kubectl) -> Kubectl:
+def operator(installed: Kubectl) -> Kubectl:
+    """The operator in the cluster. Tests that run one of their own call that by this name."""
+    return installed
+
+
+@pytest.fixture(scope="session")
+def installed(cluster: Kubectl) -> Kubectl:
     """kubectl in the operator's namespace, with the chart installed from this checkout."""
     helm = [
         str(tools.path("helm")), "upgrade", "--install", "llm-operator",
@@ -50,7 +56,7 @@ def operator(cluster: Kubectl) -> Kubectl:
 def crd(request: pytest.FixtureRequest, cluster: Kubectl) -> Kubectl:
     """kubectl, with this checkout's CRD in the cluster: by the chart, or alone."""
     if not request.config.getoption("--local-operator"):
-        request.getfixturevalue("operator")
+        request.getfixturevalue("installed")
         return cluster
     cluster("apply", "--server-side", "--force-conflicts", "-f", str(ROOT / "deploy/crds"))
     return cluster
@@ -83,7 +89,7 @@ def served_namespace(request: pytest.FixtureRequest, folder: Path) -> Iterator[K
     cluster: Kubectl = request.getfixturevalue("cluster")
     local = request.config.getoption("--local-operator")
     if not local:
-        request.getfixturevalue("operator")
+        request.getfixturevalue("installed")
     name = f"e2e-{uuid.uuid4().hex[:8]}"
     namespace: dict[str, Any] = {
         "apiVersion": "v1",
