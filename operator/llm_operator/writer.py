@@ -80,7 +80,8 @@ class Writer:
         live: Mapping[str, Any] | None,
     ) -> Problem | None:
         """Make the object what `manifest` says, unless it belongs to somebody else."""
-        if resource in OPTIONAL and not await self._kube.serves(resource):
+        # Of a kind that is gone nothing is known any more, so what is known needs no look.
+        if resource in OPTIONAL and live is None and not await self._kube.serves(resource):
             return _not_served(resource)
         if live is None:
             if await self._is_gone(cr):
@@ -90,7 +91,8 @@ class Writer:
             taken = ownership.occupied(live, cr, resource.kind)
             if taken:
                 reason = reasons.ROLLOUT_IN_PROGRESS if taken.passing else reasons.NAME_CONFLICT
-                return Problem(reason, taken.message, stalled=not taken.passing)
+                aside = resource not in _SERVING
+                return Problem(reason, taken.message, stalled=not taken.passing, aside=aside)
             if drift.matches(manifest, live):
                 return None
         answer = await self._put(resource, manifest, live)
