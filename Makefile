@@ -3,7 +3,7 @@
 PYTHON ?= python3
 VENV   := .venv
 
-.PHONY: help demo test test-lint test-unit test-server test-chart test-images test-e2e \
+.PHONY: help demo test test-lint test-unit test-server test-chart test-images test-cluster test-e2e test-faults \
         venv lint format crd lock bench bench-reconcile up down status clean
 
 help: ## List the targets
@@ -12,10 +12,10 @@ help: ## List the targets
 demo: ## A cluster, the images, the chart, a model: ask it a question
 	@$(PYTHON) -m dev.demo
 
-test: ## Every stage: lint, unit, server, chart, images, e2e
+test: ## Every stage: lint, unit, server, chart, images, cluster, e2e, faults
 	@$(PYTHON) -m dev.suite
 
-test-lint test-unit test-server test-chart test-images test-e2e: test-%: ## One stage alone
+test-lint test-unit test-server test-chart test-images test-cluster test-e2e test-faults: test-%: ## One stage alone
 	@$(PYTHON) -m dev.suite $* $(if $(ARGS),-- $(ARGS))
 
 venv: ## The Python environment of development, in .venv

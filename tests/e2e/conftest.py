@@ -8,18 +8,62 @@ import socket
 import subprocess
 import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from filelock import FileLock
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
+from dev.cluster import fake_nodes as nodes
 from dev.cluster import paths, tools
 from tests.e2e.harness import KIND, OPERATOR_NAMESPACE, Kubectl, eventually
+from tests.e2e.sharing import SharedTogether, longest_first
 
 ROOT = Path(__file__).parents[2]
+
+Once = Callable[[str, Callable[[], object]], None]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
+    """Tests that share something run in one of several processes."""
+    return SharedTogether(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with what takes longest, so that nothing long is left at the end."""
+    items.sort(key=lambda item: longest_first(item.nodeid))
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Remove the fake nodes when the last test of all processes is over."""
+    first = not hasattr(session.config, "workerinput")
+    if first and paths.KUBECONFIG.exists() and nodes.present():
+        dev_cluster("fake-nodes", "0")
+
+
+@pytest.fixture(scope="session")
+def once(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Once:
+    """Does something under a name in one of the processes; the others wait until it is done."""
+    run = getattr(request.config, "workerinput", {}).get("testrunuid")
+    folder = tmp_path_factory.getbasetemp().parent
+
+    def once(name: str, action: Callable[[], object]) -> None:
+        if run is None:
+            action()
+            return
+        done = folder / f"{name}-{run}"
+        with FileLock(f"{done}.lock"):
+            if not done.exists():
+                action()
+                done.touch()
+
+    return once
 
 
 @pytest.fixture(scope="session")
@@ -37,8 +81,14 @@ def operator(installed: Kubectl) -> Kubectl:
 
 
 @pytest.fixture(scope="session")
-def installed(cluster: Kubectl) -> Kubectl:
+def installed(cluster: Kubectl, once: Once) -> Kubectl:
     """kubectl in the operator's namespace, with the chart installed from this checkout."""
+    once("installed", lambda: install(cluster))
+    return Kubectl(cluster.binary, cluster.kubeconfig, OPERATOR_NAMESPACE)
+
+
+def install(cluster: Kubectl) -> None:
+    """Install the chart with the values of the demonstration."""
     helm = [
         str(tools.path("helm")), "upgrade", "--install", "llm-operator",
         str(ROOT / "deploy/helm/llm-operator"), f"--kubeconfig={cluster.kubeconfig}",
@@ -49,7 +99,6 @@ def installed(cluster: Kubectl) -> Kubectl:
     ]  # fmt: skip
     done = subprocess.run(helm, capture_output=True, text=True, timeout=180, check=False)
     assert done.returncode == 0, done.stderr
-    return Kubectl(cluster.binary, cluster.kubeconfig, OPERATOR_NAMESPACE)
 
 
 @pytest.fixture(scope="session")
@@ -182,11 +231,9 @@ def gpu_node(node: str) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def fake_nodes() -> Iterator[None]:
+def fake_nodes(once: Once) -> None:
     """Two nodes whose pods are Ready without a process behind them."""
-    dev_cluster("fake-nodes", "2")
-    yield
-    dev_cluster("fake-nodes", "0")
+    once("fake-nodes", lambda: dev_cluster("fake-nodes", "2"))
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,8 @@ import pytest
 from tests.e2e.conftest import local_operator, served_namespace
 from tests.e2e.harness import KIND, MODEL, Kubectl, condition, eventually, llm_deployment
 
+pytestmark = pytest.mark.exclusive
+
 Json = dict[str, Any]
 
 PHASES = (

@@ -26,6 +26,7 @@ from tests.e2e.harness import (
     eventually,
     llm_deployment,
 )
+from tests.e2e.solitude import alone
 
 # Longer than the operator takes to begin a rollout, by far.
 LONG_ENOUGH = 5
@@ -144,10 +145,11 @@ def asked_with(url: str, key: str | None) -> int:
     return httpx.get(f"{url}/v1/models", headers=headers, timeout=10).status_code
 
 
+@pytest.mark.exclusive
 def test_without_the_right_to_read_secrets_models_are_served_all_the_same(
-    cluster: Kubectl, request: pytest.FixtureRequest, tmp_path: Path
+    crd: Kubectl, tmp_path: Path
 ):
-    with nobody_else_at_work(request), namespace(cluster) as kubectl:
+    with alone(crd), namespace(crd) as kubectl:
         kubeconfig = install_roles(kubectl, tmp_path, rollOnConfigChange="false")
         assert "forbidden" in refused(kubectl, kubeconfig, "get", "secrets")
         unread = {"WATCH_NODES": "false", "ROLL_ON_CONFIG_CHANGE": "false"}
@@ -163,23 +165,6 @@ def test_without_the_right_to_read_secrets_models_are_served_all_the_same(
         log = (tmp_path / "operator.log").read_text()
         assert "ModelServing" in log
         assert "forbidden" not in log.lower()
-
-
-@contextmanager
-def nobody_else_at_work(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Have no operator in the cluster, which would serve the test's namespace too."""
-    if request.config.getoption("--local-operator"):
-        yield
-        return
-    operator: Kubectl = request.getfixturevalue("operator")
-    operator("scale", "deployment/llm-operator", "--replicas=0")
-    ours = ("pods", "-l", "app.kubernetes.io/name=llm-operator")
-    eventually(lambda: not operator.items(*ours), within=60)
-    try:
-        yield
-    finally:
-        operator("scale", "deployment/llm-operator", "--replicas=1")
-        operator("rollout", "status", "deployment/llm-operator", "--timeout=60s")
 
 
 @contextmanager

@@ -12,8 +12,9 @@ import yaml
 
 from llm_operator.profiles import HardwareProfile
 from tests.e2e.api_server import ApiServer, server
-from tests.e2e.harness import MODEL, Kubectl, chat, condition, eventually
+from tests.e2e.harness import MODEL, Kubectl, condition, eventually
 from tests.e2e.rendering import pod, rendered, stored
+from tests.e2e.traffic import first_answer
 
 __all__ = ["server"]
 
@@ -70,7 +71,7 @@ def answers(url: str) -> bool:
 
 @pytest.mark.parametrize("example", ["smollm2", "cpu", "network-policy", "image-volume"])
 def test_it_answers(kubectl: Kubectl, example: str):
-    assert "Paris" in chat(served(kubectl, example), QUESTION)
+    assert "Paris" in first_answer(served(kubectl, example), QUESTION)
 
 
 def test_only_keys_are_answered(kubectl: Kubectl):

@@ -19,6 +19,8 @@ from tests.e2e.harness import (
     steady_traffic,
 )
 
+pytestmark = pytest.mark.exclusive
+
 
 def parse(timestamp: str) -> datetime:
     return datetime.fromisoformat(timestamp.replace("Z", "+00:00"))

@@ -10,6 +10,8 @@ import threading
 import time
 from pathlib import Path
 
+import pytest
+
 from dev.cluster import paths, tools
 from tests.e2e.harness import (
     KIND,
@@ -21,6 +23,8 @@ from tests.e2e.harness import (
     eventually,
     llm_deployment,
 )
+
+pytestmark = pytest.mark.exclusive
 
 MANY = [f"model-{number:02}" for number in range(20)]
 

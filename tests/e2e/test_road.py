@@ -12,11 +12,11 @@ from tests.e2e.harness import (
     ON_FAKE_NODES,
     CommandError,
     Kubectl,
-    chat,
     condition,
     eventually,
     llm_deployment,
 )
+from tests.e2e.traffic import first_answer
 
 OPERATOR_PODS = "app.kubernetes.io/name=llm-operator"
 CHILDREN = "deployments,replicasets,pods,services,endpointslices"
@@ -26,7 +26,8 @@ def test_an_applied_model_answers_and_is_deleted_whole(kubectl: Kubectl):
     assert "created" in kubectl.apply(llm_deployment("smollm2", target="cpu"))
     kubectl.wait_ready("smollm2")
 
-    assert "Paris" in chat(kubectl.service_url("smollm2"), "What is the capital of France?")
+    question = "What is the capital of France?"
+    assert "Paris" in first_answer(kubectl.service_url("smollm2"), question)
 
     columns, row = (re.split(r"\s{2,}", line.strip()) for line in kubectl("get", KIND).splitlines())
     shown = dict(zip(columns, row, strict=True))
@@ -76,6 +77,7 @@ def test_kubectl_scale_reaches_the_pods(kubectl: Kubectl):
     )
 
 
+@pytest.mark.exclusive
 def test_deleting_while_the_operator_is_down_leaves_nothing(
     kubectl: Kubectl, operator: Kubectl, fake_nodes: None
 ):

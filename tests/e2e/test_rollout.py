@@ -38,6 +38,7 @@ def replaced(kubectl: Kubectl, name: str, old: list[dict[str, Any]], replicas: i
     return True
 
 
+@pytest.mark.exclusive
 def test_a_rollout_on_cpu_loses_no_request_and_no_stream(kubectl: Kubectl):
     kubectl.apply(llm_deployment("rolled", target="cpu", server=PATIENT))
     kubectl.wait_ready("rolled")
@@ -51,6 +52,7 @@ def test_a_rollout_on_cpu_loses_no_request_and_no_stream(kubectl: Kubectl):
     assert clients.failures == []
 
 
+@pytest.mark.exclusive
 def test_neither_a_drained_node_nor_fewer_replicas_lose_a_request(kubectl: Kubectl):
     kubectl.apply(llm_deployment("kept", target="cpu", replicas=2, server=PATIENT))
     eventually(lambda: status(kubectl, "kept").get("readyReplicas") == 2, within=240)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import httpx
 
 from dev.stand_ins.cache import models
-from tests.e2e.harness import Kubectl, chat, llm_deployment
+from tests.e2e.harness import Kubectl, llm_deployment
+from tests.e2e.traffic import first_answer
 
 EMBEDDING_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 
@@ -20,7 +21,7 @@ def test_a_model_in_an_image_of_its_own_is_mounted_over_what_the_inference_image
     resource["spec"]["model"]["source"] = {"image": {"reference": "localhost/llm-weights:smollm2"}}
     kubectl.apply(resource)
     kubectl.wait_ready("mounted")
-    assert "Paris" in chat(kubectl.service_url("mounted"), "What is the capital of France?")
+    assert "Paris" in first_answer(kubectl.service_url("mounted"), "What is the capital of France?")
 
 
 def test_a_model_on_a_volume_is_read_from_its_directory(kubectl: Kubectl):

@@ -382,7 +382,9 @@ def test_what_is_mended_serves_and_nothing_is_left_of_the_trouble(mended: Lab, n
 
     def current() -> bool:
         resource = mended.get(name)
-        (ready,) = resource["status"]["conditions"]
+        conditions = resource["status"]["conditions"]
+        assert len(conditions) == 1, conditions
+        (ready,) = conditions
         assert (ready["type"], ready["reason"]) == ("Ready", "ModelServing")
         assert ready["message"] == f"1 of 1 replicas serve {MODEL}"
         return checks.status(resource)["status"] == "Current"

@@ -26,7 +26,6 @@ import yaml
 
 from dev.cluster import paths, tools
 from dev.images import builder, catalog, sources
-from tests.e2e.faults.solitude import alone
 from tests.e2e.harness import (
     KIND,
     ON_FAKE_NODES,
@@ -36,6 +35,9 @@ from tests.e2e.harness import (
     llm_deployment,
     steady_traffic,
 )
+from tests.e2e.solitude import alone
+
+pytestmark = pytest.mark.exclusive
 
 ROOT = Path(__file__).parents[2]
 REVISION = "LLM_OPERATOR_UPGRADE_FROM"

@@ -10,15 +10,15 @@ import pytest
 
 from tests.e2e.faults.operator_process import OperatorProcess, grant
 from tests.e2e.faults.proxy import Proxy
-from tests.e2e.faults.solitude import alone
 from tests.e2e.harness import KIND, Kubectl, eventually
+from tests.e2e.solitude import alone
 
 SEED = 20
 
 Start = Callable[..., OperatorProcess]
 
 
-@pytest.fixture(scope="package", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def _alone(crd: Kubectl) -> Iterator[None]:
     """The CRD is there, and no other operator serves the tests' namespaces."""
     with alone(crd):
