@@ -21,7 +21,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bench.reconcile import phases, process, report
+from bench.reconcile import floor, phases, process, report
 from bench.reconcile.cluster import KINDS, LLM_DEPLOYMENT, Cluster
 from bench.reconcile.phases import Latency, Run, percentile
 from dev.cluster import kubectl, paths
@@ -42,6 +42,9 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--kinds", default=OBJECTS, help="objects awaited for each (%(default)s)")
     top.add_argument("--pending", action="store_true", help="no node fits: pods stay pending")
+    top.add_argument(
+        "--floor", action="store_true", help="no operator at work: what the control plane takes"
+    )
     top.add_argument("--idle", type=float, default=60, help="seconds of idling (%(default)s)")
     top.add_argument("--samples", type=int, default=100, help="changes of one spec (%(default)s)")
     top.add_argument("--within", type=float, default=600, help="bound of a phase (%(default)s s)")
@@ -80,6 +83,9 @@ async def measure(chosen: argparse.Namespace) -> dict[str, Any]:
 
 async def _phases(run: Run, chosen: argparse.Namespace) -> dict[str, Any]:
     figures: dict[str, Any] = {"count": chosen.count, "rss_before": run.operator.rss}
+    if chosen.floor:
+        figures["floor"] = dataclasses.asdict(await floor.floor(run))
+        return figures
     if chosen.pending:
         figures["pending"] = dataclasses.asdict(await phases.pend(run))
     else:

@@ -13,6 +13,8 @@ def table(figures: Mapping[str, Any]) -> str:
     """The figures in Markdown: first what has a goal, then what it was spent on."""
     count = figures["count"]
     rows: list[Row] = []
+    if floor := figures.get("floor"):
+        rows += _floor(floor)
     if converged := figures.get("converged"):
         rows += _convergence(converged, count)
     if pending := figures.get("pending"):
@@ -40,6 +42,15 @@ def _convergence(converged: Mapping[str, Any], count: int) -> list[Row]:
             f"{_ms(converged['lag_p50'])} / {_ms(converged['lag_p99'])}",
         ),
         *_cost(converged, count),
+    ]
+
+
+def _floor(floor: Mapping[str, Any]) -> list[Row]:
+    used = sorted(floor["cpu"].items(), key=lambda item: -item[1])
+    return [
+        ("first sent to last accepted, no operator at work", _s(floor["accepting"])),
+        ("last accepted to last object", _s(floor["objects_after"])),
+        ("CPU seconds", ", ".join(f"{name} {seconds:.1f}" for name, seconds in used)),
     ]
 
 
