@@ -4,10 +4,10 @@ Knows no torch and no HTTP, so that routes and schedulers can both speak it.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Protocol
+from typing import Any, Literal, Protocol
 
 
 class EngineError(Exception):
@@ -26,6 +26,10 @@ class EngineClosedError(EngineError):
     """The engine is closed or dead and serves no more."""
 
 
+class GrammarError(ValueError):
+    """A grammar that cannot be kept to; the message says what is wrong with it."""
+
+
 class FinishReason(StrEnum):
     """Why a sequence ended. The first two are a client's business, in OpenAI's words."""
 
@@ -41,6 +45,12 @@ class SamplingParams:
 
     `temperature` 0 is greedy. `top_k` 0 and `top_p` 1 and `min_p` 0 keep every token.
     `seed` makes the choice a function of the prompt alone; None draws a fresh one.
+
+    Penalties and biases change the logits before all of these, for greedy choices too.
+    `presence_penalty` is taken once from the logit of each token generated so far,
+    `frequency_penalty` as often as it was generated. `repetition_penalty` divides positive logits
+    and multiplies negative ones of tokens in the prompt or generated; 1 changes nothing.
+    `logit_bias` is added to the logits of its token ids.
     """
 
     temperature: float = 1.0
@@ -48,6 +58,10 @@ class SamplingParams:
     top_k: int = 0
     min_p: float = 0.0
     seed: int | None = None
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
 
     @property
     def greedy(self) -> bool:
@@ -56,11 +70,38 @@ class SamplingParams:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Grammar:
+    """What a text must look like.
+
+    Attributes:
+        kind: `json_object` (any JSON object), `json_schema`, `regex`, `choice` (JSON list of
+            strings) or `lark` (llguidance's dialect).
+        source: the schema, pattern, list or grammar; empty for `json_object`.
+    """
+
+    kind: Literal["json_object", "json_schema", "regex", "choice", "lark"]
+    source: str = ""
+
+
+class Constraint(Protocol):
+    """A grammar compiled for the model's tokenizer; made by `GenerationEngine.compile`.
+
+    Each sequence keeps to it by a state of its own, so one may be used for many requests.
+    """
+
+
+@dataclass(frozen=True, kw_only=True)
 class GenerationRequest:
     """`n` continuations of one prompt of token ids, each at most `max_tokens` long.
 
     With `continues_prompt` the text goes on where the prompt's stops, so a leading space is kept;
     without it the text starts anew, as an assistant's answer does.
+
+    Attributes:
+        logprobs: None for none, 0 for the chosen tokens' own, else also so many most likely ones.
+        constraint: what the text must keep to.
+        ignore_eos: go on to `max_tokens`, whatever the model says.
+        client: who asks. Waiting requests of different clients are admitted in turn.
     """
 
     prompt: Sequence[int]
@@ -69,6 +110,23 @@ class GenerationRequest:
     sampling: SamplingParams = field(default_factory=SamplingParams)
     stop: tuple[str, ...] = ()
     continues_prompt: bool = False
+    logprobs: int | None = None
+    constraint: Constraint | None = None
+    ignore_eos: bool = False
+    client: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenLogprob:
+    """A generated token, its log probability, and the most likely ones of its step.
+
+    The probabilities are the model's own: before temperature, penalties, biases and grammar.
+    `top` is (token id, log probability) in falling order.
+    """
+
+    token: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +134,8 @@ class TokenEvent:
     """What one step added to sequence `index` of a request.
 
     `text` is whole characters, safe to send: nothing that a stop string may yet swallow.
-    `tokens` counts all tokens generated so far. The last event has a `finish_reason`.
+    `tokens` counts all tokens generated so far. `logprobs`, if asked for, are of the tokens since
+    the event before. The last event has a `finish_reason`.
     """
 
     index: int
@@ -84,6 +143,7 @@ class TokenEvent:
     tokens: int
     finish_reason: FinishReason | None = None
     error: str | None = None
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,15 +211,27 @@ class TextCodec(Protocol):
 
     has_chat_template: bool
 
-    def encode(self, text: str) -> list[int]:
-        """Token ids of `text` with the special tokens the model expects around it."""
+    def encode(self, text: str, *, special_tokens: bool = True) -> list[int]:
+        """Token ids of `text`, with the special tokens the model expects around it."""
 
-    def encode_chat(self, messages: Sequence[dict[str, str]]) -> list[int]:
+    def encode_chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] = (),
+        add_generation_prompt: bool = True,
+    ) -> list[int]:
         """Token ids of a conversation, ending where the assistant's answer starts.
 
         Raises:
             ValueError: the model's chat template refuses the messages.
         """
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of token ids, special tokens included."""
+
+    def token_bytes(self, token: int) -> bytes:
+        """What one token adds to a text; a part of a character, perhaps."""
 
 
 class TokenStream(Protocol):
@@ -182,6 +254,11 @@ class _Lives(ABC):
     def alive(self) -> bool:
         """False once no request can be served any more and only a restart helps."""
 
+    @property
+    @abstractmethod
+    def stalled_seconds(self) -> float:
+        """How long the model has been at the step it is at; 0 between steps."""
+
     @abstractmethod
     def load(self) -> Load:
         """What the engine holds now."""
@@ -195,6 +272,14 @@ class GenerationEngine(_Lives):
     """A model that continues prompts."""
 
     codec: TextCodec
+
+    @abstractmethod
+    def compile(self, grammar: Grammar) -> Constraint:
+        """Make a grammar ready for requests; may take a while and is called in any thread.
+
+        Raises:
+            GrammarError: it is malformed, or asks for what cannot be kept to.
+        """
 
     @abstractmethod
     def submit(self, request: GenerationRequest) -> TokenStream:
