@@ -94,6 +94,7 @@ class RowCache(Cache):  # type: ignore[misc]
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
+        self.rows = rows
         self._window = Window()
         layers = [
             RowLayer(

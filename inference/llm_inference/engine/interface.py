@@ -135,7 +135,8 @@ class TokenEvent:
 
     `text` is whole characters, safe to send: nothing that a stop string may yet swallow.
     `tokens` counts all tokens generated so far. `logprobs`, if asked for, are of the tokens since
-    the event before. The last event has a `finish_reason`.
+    the event before. The last event has a `finish_reason`. `waited` is how many seconds the
+    sequence waited before its prefill began.
     """
 
     index: int
@@ -144,6 +145,7 @@ class TokenEvent:
     finish_reason: FinishReason | None = None
     error: str | None = None
     logprobs: tuple[TokenLogprob, ...] = ()
+    waited: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,6 +203,12 @@ class Observer(Protocol):
 
     def step(self, kind: str, *, sequences: int, tokens: int) -> None:
         """A forward pass of `kind` prefill or decode ran over so many sequences and tokens."""
+
+    def prefilled(self, seconds: float) -> None:
+        """A sequence got its first token this long after its prefill began."""
+
+    def decoded(self, seconds: float, *, tokens: int) -> None:
+        """A sequence ended well; this long from its first token to its last, `tokens` later."""
 
     def finished(self, reason: str, *, prompt: int, generated: int, seconds: float) -> None:
         """A sequence ended after so many seconds with so many tokens."""

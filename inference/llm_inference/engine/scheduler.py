@@ -16,8 +16,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Protocol
 
 from llm_inference.engine.interface import (
     Capacity,
@@ -27,48 +25,18 @@ from llm_inference.engine.interface import (
     GenerationRequest,
     Load,
     Observer,
-    SamplingParams,
     TokenEvent,
 )
 from llm_inference.engine.sequence import Detokenizer, EventStream, RunningSequence
+from llm_inference.engine.step import Choice as Choice  # noqa: PLC0414
+from llm_inference.engine.step import Draw as Draw  # noqa: PLC0414
+from llm_inference.engine.step import Runner as Runner  # noqa: PLC0414
 
 logger = logging.getLogger(__name__)
 
 # A model that fails this many steps in a row, for whatever sequences, will not recover.
 _FATAL_FAILURES = 8
 _POISONED = "The model produced numbers that are not finite for this request."
-
-
-@dataclass(frozen=True, kw_only=True)
-class Draw:
-    """How to choose one token: `step` counts the tokens the sequence has generated so far."""
-
-    sampling: SamplingParams
-    seed: int
-    step: int
-
-
-class Runner(Protocol):
-    """The model and its cache, seen from the scheduler."""
-
-    prefill_chunk: int
-
-    def prefill(self, row: int, tokens: Sequence[int], start: int, draw: Draw | None) -> int | None:
-        """Read `tokens` at positions `start`... into `row`; with `draw`, choose the next token.
-
-        None for the token means that the logits are not finite, or that none was asked for.
-        """
-
-    def decode(
-        self, first_row: int, tokens: Sequence[int], positions: Sequence[int], draws: Sequence[Draw]
-    ) -> list[int | None]:
-        """One step for rows `first_row`...: write each token at its position, choose the next.
-
-        None in place of a token means that the row's logits are not finite.
-        """
-
-    def move(self, source: int, target: int, length: int) -> None:
-        """Copy the first `length` positions of row `source` to row `target`."""
 
 
 class Scheduler:
@@ -232,7 +200,8 @@ class Scheduler:
                 return None
             self._prefilling = self._waiting.popleft()
             self._occupied += 1
-        self._observer.queued(self._clock() - self._prefilling.submitted_at)
+        self._prefilling.began_at = self._clock()
+        self._observer.queued(self._prefilling.waited)
         return self._prefilling
 
     def _prefill_chunk(self, sequence: RunningSequence, budget: int) -> int:
@@ -270,19 +239,20 @@ class Scheduler:
         self._failures = 0
         self._accept(list(zip(batch, tokens, strict=True)))
 
-    def _step(self, first_row: int, batch: Sequence[RunningSequence]) -> list[int | None]:
-        tokens = self._runner.decode(
+    def _step(self, first_row: int, batch: Sequence[RunningSequence]) -> list[Choice | None]:
+        choices = self._runner.decode(
             first_row,
             [sequence.last_token for sequence in batch],
             [sequence.position for sequence in batch],
             [self._draw(sequence) for sequence in batch],
         )
+        read = list(choices)
         self._observer.step("decode", sequences=len(batch), tokens=len(batch))
-        return tokens
+        return read
 
     def _decode_one_by_one(self, batch: Sequence[RunningSequence]) -> None:
         """Find the sequence a failed step is due to; the others go on."""
-        results: list[tuple[RunningSequence, int | None]] = []
+        results: list[tuple[RunningSequence, Choice | None]] = []
         failed: list[tuple[RunningSequence, str]] = []
         for row, sequence in enumerate(batch):
             try:
@@ -302,20 +272,20 @@ class Scheduler:
         self._dead = self._failures >= _FATAL_FAILURES
 
     def _draw(self, sequence: RunningSequence) -> Draw:
-        return Draw(sampling=sequence.sampling, seed=sequence.seed, step=sequence.generated)
+        return sequence.draw
 
-    def _accept(self, results: Sequence[tuple[RunningSequence, int | None]]) -> None:
+    def _accept(self, results: Sequence[tuple[RunningSequence, Choice | None]]) -> None:
         """Give each sequence its new token, then let go of those that end with it.
 
         In this order, because rows that move as others leave must know their own new length.
         """
         now = self._clock()
         ended: list[tuple[RunningSequence, FinishReason]] = []
-        for sequence, token in results:
-            if token is None:
+        for sequence, choice in results:
+            if choice is None:
                 event: TokenEvent | None = sequence.fail(FinishReason.ERROR, _POISONED)
             else:
-                event = sequence.accept(token)
+                event = sequence.accept(choice)
                 self._note_token(sequence, now)
             if event is None:
                 continue
@@ -352,7 +322,9 @@ class Scheduler:
 
     def _note_token(self, sequence: RunningSequence, now: float) -> None:
         if sequence.generated == 1:
+            sequence.first_token_at = now
             self._observer.first_token(now - sequence.submitted_at)
+            self._observer.prefilled(now - sequence.began_at)
         else:
             self._observer.inter_token(now - sequence.last_token_at)
         sequence.last_token_at = now
@@ -361,6 +333,9 @@ class Scheduler:
         seconds = self._clock() - sequence.submitted_at
         if reason in (FinishReason.STOP, FinishReason.LENGTH):
             self._sequence_seconds += (seconds - self._sequence_seconds) / 8
+            self._observer.decoded(
+                sequence.last_token_at - sequence.first_token_at, tokens=sequence.generated - 1
+            )
         self._observer.finished(
             reason.value,
             prompt=len(sequence.prompt),

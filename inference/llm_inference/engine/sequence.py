@@ -11,9 +11,9 @@ from typing import Protocol
 from llm_inference.engine.interface import (
     FinishReason,
     GenerationRequest,
-    SamplingParams,
     TokenEvent,
 )
+from llm_inference.engine.step import Choice, Draw
 from llm_inference.engine.stop import StopMatcher
 
 _SEED_STRIDE = 0x9E3779B97F4A7C15  # golden ratio: choices of one request get unrelated seeds
@@ -86,10 +86,14 @@ class RunningSequence:
     ) -> None:
         self.prompt: Sequence[int] = request.prompt
         self.max_tokens = request.max_tokens
-        self.sampling: SamplingParams = request.sampling
         base = request.sampling.seed
         base = secrets.randbits(64) if base is None else base
-        self.seed = (base + index * _SEED_STRIDE) & _SEED_MASK
+        self.draw = Draw(
+            sampling=request.sampling,
+            seed=(base + index * _SEED_STRIDE) & _SEED_MASK,
+            prompt=request.prompt,
+            logprobs=request.logprobs,
+        )
         self.index = index
         self.stream = stream
         self.cancelled = False
@@ -97,10 +101,12 @@ class RunningSequence:
         self.generated = 0
         self.last_token = -1
         self.submitted_at = now
+        self.began_at = now
+        self.first_token_at = now
         self.last_token_at = now
         self._detokenizer = detokenizer
         self._stop = StopMatcher(request.stop)
-        self._eos = eos
+        self._eos = frozenset() if request.ignore_eos else eos
 
     @property
     def position(self) -> int:
@@ -108,12 +114,19 @@ class RunningSequence:
         return len(self.prompt) + self.generated - 1
 
     @property
+    def waited(self) -> float:
+        """Seconds it waited before its prefill began."""
+        return self.began_at - self.submitted_at
+
+    @property
     def length(self) -> int:
         """Positions of the cache it has written."""
         return self.prefilled + max(0, self.generated - 1)
 
-    def accept(self, token: int) -> TokenEvent | None:
+    def accept(self, choice: Choice) -> TokenEvent | None:
         """Add a generated token; the event it causes, None while nothing can be said yet."""
+        token = choice.token
+        self.draw.advance(token)
         self.last_token = token
         self.generated += 1
         if token in self._eos:
@@ -125,7 +138,7 @@ class RunningSequence:
             return self._end(FinishReason.LENGTH, text)
         if not text and self.generated > 1:
             return None
-        return TokenEvent(index=self.index, text=text, tokens=self.generated)
+        return TokenEvent(index=self.index, text=text, tokens=self.generated, waited=self.waited)
 
     def fail(self, reason: FinishReason, error: str | None = None) -> TokenEvent:
         """The event that ends it before its time."""
@@ -135,6 +148,7 @@ class RunningSequence:
             tokens=self.generated,
             finish_reason=reason,
             error=error,
+            waited=self.waited,
         )
 
     def _end(self, reason: FinishReason, text: str) -> TokenEvent:
@@ -143,4 +157,5 @@ class RunningSequence:
             text=text + self._stop.flush(),
             tokens=self.generated,
             finish_reason=reason,
+            waited=self.waited,
         )

@@ -14,7 +14,7 @@ from llm_inference.engine.cache import RowCache
 from llm_inference.engine.directory import ModelDirectory, ModelLoadError
 from llm_inference.engine.interface import SamplingParams
 from llm_inference.engine.runner import CausalRunner
-from llm_inference.engine.scheduler import Draw
+from llm_inference.engine.step import Draw
 
 SHAPE = {
     "vocab_size": 97,
@@ -86,8 +86,13 @@ def prefill(runner, row, prompt, chunk):
     for start in range(0, len(prompt), chunk):
         piece = prompt[start : start + chunk]
         last = start + len(piece) == len(prompt)
-        token = runner.prefill(row, piece, start, greedy(0) if last else None)
-    return token
+        choice = runner.prefill(row, piece, start, greedy(0) if last else None)
+    return choice.token
+
+
+def decode(runner, row, tokens, positions, step):
+    choices = runner.decode(row, tokens, positions, [greedy(step)] * len(tokens))
+    return [choice.token for choice in choices]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -102,7 +107,7 @@ def test_a_batch_of_different_lengths_equals_generate_for_each(family):
     ]
     for step in range(1, 20):
         positions = [len(prompts[row]) + step - 1 for row in range(3)]
-        tokens = runner.decode(0, [r[-1] for r in results], positions, [greedy(step)] * 3)
+        tokens = decode(runner, 0, [r[-1] for r in results], positions, step)
         for result, token in zip(results, tokens, strict=True):
             result.append(token)
     expected = [reference(model, prompt, 20) for prompt in prompts]
@@ -121,7 +126,7 @@ def test_rows_move_and_go_on_where_they_were():
             # What another sequence leaves behind in the old row must not matter.
             prefill(runner, 2, list(range(30, 90)), 64)
         row = 2 if step < 5 else 0
-        tokens += runner.decode(row, tokens[-1:], [len(prompt) + step - 1], [greedy(step)])
+        tokens += decode(runner, row, tokens[-1:], [len(prompt) + step - 1], step)
     assert tokens == reference(model, prompt, 15)
 
 
@@ -131,7 +136,7 @@ def test_a_sequence_fills_its_row_to_the_last_position():
     prompt = list(range(5, 45))
     tokens = [prefill(runner, 1, prompt, 64)]
     for step in range(1, 10):
-        tokens += runner.decode(1, tokens[-1:], [len(prompt) + step - 1], [greedy(step)])
+        tokens += decode(runner, 1, tokens[-1:], [len(prompt) + step - 1], step)
     assert tokens == reference(model, prompt, 10)
 
 
@@ -142,7 +147,7 @@ def test_stale_rows_are_finite_and_do_not_show():
     prefill(runner, 0, long, 100)
     prefill(runner, 1, long, 100)
     first = [prefill(runner, 0, short, 100), prefill(runner, 1, long, 100)]
-    tokens = runner.decode(0, first, [3, 88], [greedy(1)] * 2)
+    tokens = decode(runner, 0, first, [3, 88], 1)
     expected = [reference(model, short, 2), reference(model, long, 2)]
     assert [list(pair) for pair in zip(first, tokens, strict=True)] == expected
 

@@ -5,13 +5,20 @@ import math
 import pytest
 import torch
 
+from llm_inference.engine import sampling
 from llm_inference.engine.interface import SamplingParams
-from llm_inference.engine.sampling import choose, gumbel
-from llm_inference.engine.scheduler import Draw
+from llm_inference.engine.sampling import uniform
+from llm_inference.engine.step import Draw
 
 
 def draw(seed=0, step=0, **parameters):
     return Draw(sampling=SamplingParams(**parameters), seed=seed, step=step)
+
+
+def choose(logits, draws):
+    """The tokens alone."""
+    choices = sampling.choose(logits, draws)
+    return [None if choice is None else choice.token for choice in choices]
 
 
 def sample(logits, number, **parameters):
@@ -53,8 +60,15 @@ def test_top_p_counts_within_top_k():
 
 
 def test_top_k_keeps_k():
-    found = sample([0.0] * 6, 3000, top_k=3)
-    assert sorted(found)[:3] == [0, 0, 0]
+    found = sample([0.5, 0.0, 0.4, 0.1, 0.3, 0.2], 3000, top_k=3)
+    assert [found[1], found[3], found[5]] == [0, 0, 0]
+    assert min(found[0], found[2], found[4]) > 500
+
+
+def test_tokens_as_likely_as_the_last_one_kept_are_kept():
+    found = sample([1.0, 0.0, 0.0, -1.0], 3000, top_k=2)
+    assert found[3] == 0
+    assert min(found[:3]) > 200
 
 
 def test_min_p_is_relative_to_the_most_likely():
@@ -106,11 +120,13 @@ def test_steps_and_seeds_give_different_tokens():
     assert len(tokens) > 80
 
 
-def test_noise_is_gumbel():
-    noise = gumbel([draw(seed=3)], torch.arange(200_000))
-    assert noise.isfinite().all()
-    assert abs(noise.mean().item() - 0.5772) < 0.01
-    assert abs(noise.var().item() - math.pi**2 / 6) < 0.03
+def test_uniform_numbers_are_uniform():
+    seeds, steps = torch.arange(100_000) - 50_000, torch.tensor(range(100_000)) % 7
+    numbers = uniform(seeds, steps)
+    assert (numbers >= 0).all()
+    assert (numbers < 1).all()
+    counts = torch.histc(numbers, 100, 0, 1)
+    assert ((counts - 1000) ** 2 / 1000).sum() < 180  # 99 degrees of freedom, p < 1e-6
 
 
 def test_rows_that_are_not_finite_give_no_token():

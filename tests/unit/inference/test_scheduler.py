@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from llm_inference.engine import interface
 from llm_inference.engine.interface import (
     Capacity,
     EngineClosedError,
@@ -15,6 +16,7 @@ from llm_inference.engine.interface import (
     GenerationRequest,
 )
 from llm_inference.engine.scheduler import Scheduler
+from llm_inference.engine.step import Choice
 
 EOS = 0
 CAPACITY = Capacity(max_length=64, max_concurrency=3, max_queue=4, vocabulary=1000)
@@ -73,19 +75,13 @@ class Runner:
             self.permits.acquire(timeout=5)
 
     def _next(self, row):
-        return None if self.rows[row][-1] == 666 else self.rows[row][-1] + 1
+        return None if self.rows[row][-1] == 666 else Choice(self.rows[row][-1] + 1)
 
 
-class Observer:
+class Observer(interface.Observer):
     def __init__(self):
         self.ends = []
         self.steps = []
-
-    def queued(self, seconds): ...
-
-    def first_token(self, seconds): ...
-
-    def inter_token(self, seconds): ...
 
     def step(self, kind, *, sequences, tokens):
         self.steps.append((kind, sequences, tokens))
