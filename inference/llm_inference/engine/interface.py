@@ -215,9 +215,17 @@ class Observer(Protocol):
 
 
 class TextCodec(Protocol):
-    """Text to token ids and back, for the model's own tokenizer."""
+    """Text to token ids and back, for the model's own tokenizer.
+
+    Attributes:
+        chat_template: the source of the model's chat template; empty if it has none.
+    """
 
     has_chat_template: bool
+    chat_template: str
+
+    def added_token(self, text: str) -> int | None:
+        """The id of the token, special or added by the model's makers, that is written so."""
 
     def encode(self, text: str, *, special_tokens: bool = True) -> list[int]:
         """Token ids of `text`, with the special tokens the model expects around it."""
@@ -247,6 +255,9 @@ class TokenStream(Protocol):
 
     def __aiter__(self) -> AsyncIterator[TokenEvent]:
         """Iterate once; ends after the last sequence's last event."""
+
+    async def next_events(self) -> Sequence[TokenEvent]:
+        """Wait for an event and take all that are there; none after the last sequence's last."""
 
     def cancel(self) -> None:
         """End the request if it still runs; its slots are free within a step. Idempotent."""
