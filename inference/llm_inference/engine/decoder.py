@@ -33,7 +33,8 @@ class Layer:
     """One layer: x += attention(norm(x)); x += mlp(norm(x)).
 
     Norms are root mean squares, computed in float32, and their weights are what the normalised
-    values are multiplied by (a family's "1 + weight" is already added up).
+    values are multiplied by (a family's "1 + weight" is already added up). These weights are
+    float32 whatever the matrices are; biases have the type of the matrices.
 
     Attributes:
         attention_norm: (hidden,), before attention.
