@@ -82,14 +82,32 @@ class Settings(BaseSettings):
     request_timeout_seconds: float = Field(
         default=300, gt=0, le=86_400, description="longest life of one request"
     )
+    step_timeout_seconds: float = Field(
+        default=120,
+        gt=0,
+        le=86_400,
+        description="one forward pass that takes longer makes /livez fail",
+    )
+    max_body_bytes: int = Field(
+        default=8 << 20, ge=1024, le=1 << 30, description="largest body of a request"
+    )
+    receive_timeout_seconds: float = Field(
+        default=60, gt=0, le=3600, description="time a client has to send a request"
+    )
+    stream_comment_seconds: float = Field(
+        default=15, gt=0, le=3600, description="silence in a stream before a comment fills it"
+    )
     drain_seconds: float = Field(
         default=30, ge=0, le=3600, description="time running requests have after SIGTERM"
     )
     api_keys_file: Path | None = Field(
         default=None,
-        description="one API key a line; requests to /v1 must then carry one of them",
+        description="one API key a line; requests to the API must then carry one of them",
     )
     log_level: LogLevel = Field(default="info", description="least severe log line written")
+    log_format: Literal["auto", "json", "text"] = Field(
+        default="auto", description="form of log lines: text on a terminal and JSON elsewhere"
+    )
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
