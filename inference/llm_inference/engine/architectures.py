@@ -221,6 +221,7 @@ FAMILIES: Mapping[str, Family] = {
             "_sliding_window_pattern": None,  # written, but never read again
             "max_position_embeddings": 131_072,
             "rope_local_base_freq": None,
+            "use_bidirectional_attention": False,
             "sliding_window_pattern": 6,
         },
         # transformers reads attn_logit_softcapping and then does nothing with it.

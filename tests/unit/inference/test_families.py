@@ -1,5 +1,6 @@
 """Decoders read from checkpoints compute what transformers computes, for every family."""
 
+import dataclasses
 import json
 
 import pytest
@@ -153,8 +154,8 @@ def test_every_family_is_compared():
 def test_what_a_configuration_leaves_out_is_what_transformers_assumes(name):
     assumed = {**COMMON, **FAMILIES[name].settings}
     theirs = type(AutoConfig.for_model(name))
-    both = {key for key in assumed if hasattr(theirs, key)}
-    assert len(both) > 8
+    both = assumed.keys() & {field.name for field in dataclasses.fields(theirs)}
+    assert len(both) > 6
     assert {key: assumed[key] for key in both} == {key: getattr(theirs, key) for key in both}
 
 
