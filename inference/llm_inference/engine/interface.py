@@ -152,13 +152,15 @@ class TokenEvent:
 class Capacity:
     """How much fits: tokens (prompt + output) in a sequence, sequences in a batch and waiting.
 
-    Token ids are less than `vocabulary`.
+    Token ids are less than `vocabulary`. `max_queue_tokens` bounds the tokens, prompts and longest
+    outputs together, of the sequences that wait for a place; None leaves it to the engine.
     """
 
     max_length: int
     max_concurrency: int
     max_queue: int
     vocabulary: int
+    max_queue_tokens: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,6 +211,9 @@ class Observer(Protocol):
 
     def decoded(self, seconds: float, *, tokens: int) -> None:
         """A sequence ended well; this long from its first token to its last, `tokens` later."""
+
+    def prefix(self, hit: int, queried: int) -> None:
+        """Of a prompt of `queried` tokens, `hit` were in the cache already."""
 
     def finished(self, reason: str, *, prompt: int, generated: int, seconds: float) -> None:
         """A sequence ended after so many seconds with so many tokens."""
@@ -305,7 +310,7 @@ class GenerationEngine(_Lives):
         """Admit a request at once; call `cancel` on the stream when done with it.
 
         Raises:
-            EngineFullError: the queue has no room for `n` more sequences.
+            EngineFullError: the queue has no room for `n` more sequences or their tokens.
             EngineClosedError: the engine serves no more.
             ValueError: the request does not fit `capacity`; check before.
         """
@@ -319,15 +324,25 @@ class Embeddings:
     tokens: int
 
 
+# A text, or the token ids of one with its special tokens.
+TextInput = str | Sequence[int]
+
+
 class EmbeddingEngine(_Lives):
-    """A model that turns texts into vectors."""
+    """A model that turns texts into vectors.
+
+    Attributes:
+        dimensions: the lengths that its vectors may be cut to, rising to their own.
+    """
+
+    dimensions: Sequence[int]
 
     @abstractmethod
-    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+    def count_tokens(self, texts: Sequence[TextInput]) -> list[int]:
         """Tokens of each text, special tokens included."""
 
     @abstractmethod
-    async def embed(self, texts: Sequence[str]) -> Embeddings:
+    async def embed(self, texts: Sequence[TextInput]) -> Embeddings:
         """One vector for each text.
 
         Raises:

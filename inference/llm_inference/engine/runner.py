@@ -77,6 +77,11 @@ class CausalRunner:
         """Copy the first `length` positions of row `source` to row `target`."""
         self._cache.move(source, target, length)
 
+    @torch.inference_mode()
+    def clear(self, row: int) -> None:
+        """Zero what `row` holds: a masked NaN is still a NaN."""
+        self._cache.clear(row)
+
     def _forward(self, ids: torch.Tensor, positions: torch.Tensor, *, span: int) -> torch.Tensor:
         """Logits (rows, vocabulary) of the last of `ids` (rows, tokens) at `positions`."""
         output = self._model(

@@ -50,13 +50,21 @@ class EventStream:
 
     async def __aiter__(self) -> AsyncIterator[TokenEvent]:
         """Events in order, until each sequence has finished."""
-        while self._open:
-            event = await self._events.get()
-            if event.finish_reason is not None:
-                self._open -= 1
-                if not self._open:
-                    self._on_cancel = None
-            yield event
+        while events := await self.next_events():
+            for event in events:
+                yield event
+
+    async def next_events(self) -> list[TokenEvent]:
+        """Wait for an event and take all that are there; none after the last sequence's last."""
+        if not self._open:
+            return []
+        events = [await self._events.get()]
+        while not self._events.empty():
+            events.append(self._events.get_nowait())
+        self._open -= sum(event.finish_reason is not None for event in events)
+        if not self._open:
+            self._on_cancel = None
+        return events
 
     def cancel(self) -> None:
         """End the request if it still runs."""

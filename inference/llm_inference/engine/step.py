@@ -127,3 +127,6 @@ class Runner(Protocol):
 
     def move(self, source: int, target: int, length: int) -> None:
         """Copy the first `length` positions of row `source` to row `target`."""
+
+    def clear(self, row: int) -> None:
+        """Forget what a row holds: no number in it that is not finite may reach its next user."""

@@ -30,10 +30,14 @@ class Runner:
     """
 
     prefill_chunk = 4
+    asynchronous = False
 
-    def __init__(self):
-        self.rows = {}
+    def __init__(self, rows=CAPACITY.max_concurrency):
+        self.rows = rows
+        self.held = {}
         self.calls = []
+        self.moves = []
+        self.cleared = []
         self.gate = threading.Event()
         self.gate.set()
         self.permits = None
@@ -41,7 +45,7 @@ class Runner:
 
     def prefill(self, row, tokens, start, draw):
         self._wait()
-        held = self.rows.setdefault(row, [])
+        held = self.held.setdefault(row, [])
         del held[start:]
         assert len(held) == start
         held.extend(tokens)
@@ -58,7 +62,7 @@ class Runner:
             raise RuntimeError("poisoned step")
         result = []
         for row, token, position in zip(rows, tokens, positions, strict=True):
-            held = self.rows[row]
+            held = self.held[row]
             del held[position:]
             assert len(held) == position
             held.append(token)
@@ -66,8 +70,12 @@ class Runner:
         return result
 
     def move(self, source, target, length):
-        assert len(self.rows[source]) >= length
-        self.rows[target] = self.rows[source][:length]
+        assert len(self.held[source]) >= length
+        self.moves.append((source, target, length))
+        self.held[target] = self.held[source][:length]
+
+    def clear(self, row):
+        self.cleared.append(row)
 
     def _wait(self):
         self.gate.wait(5)
@@ -75,7 +83,7 @@ class Runner:
             self.permits.acquire(timeout=5)
 
     def _next(self, row):
-        return None if self.rows[row][-1] == 666 else Choice(self.rows[row][-1] + 1)
+        return None if self.held[row][-1] == 666 else Choice(self.held[row][-1] + 1)
 
 
 class Observer(interface.Observer):
