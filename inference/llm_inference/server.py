@@ -5,18 +5,18 @@ listening socket stays open until it has.
 """
 
 import asyncio
-import logging
 import math
 import socket
-import sys
 import time
 from types import FrameType
 
 import uvicorn
 
+from llm_inference import logs
 from llm_inference.app import create_app
 from llm_inference.health import Health, process_started_at
 from llm_inference.keys import KeyFile, KeysError
+from llm_inference.protocol import HttpProtocol
 from llm_inference.serving import Serving
 from llm_inference.settings import Settings, SettingsError
 
@@ -69,7 +69,7 @@ def run(settings: Settings) -> str | None:
         SettingsError: nothing can listen on the address that is asked for, or no API key is in
             the file that should hold some.
     """
-    _configure_logging(settings)
+    logs.configure(settings.log_level, settings.log_format)
     keys = _read_keys(settings)
     listener = _listen(settings)
     health = Health(
@@ -78,8 +78,9 @@ def run(settings: Settings) -> str | None:
         started_at=process_started_at(),
     )
     uvicorn_loop = uvicorn.Config("", loop="auto", log_config=None).get_loop_factory()
-    with asyncio.Runner(loop_factory=uvicorn_loop) as runner:
-        runner.run(_serve(settings, health, listener, keys))
+    # Not closed: that would wait for threads, and one that hangs in the model never ends.
+    runner = asyncio.Runner(loop_factory=uvicorn_loop)
+    runner.run(_serve(settings, health, listener, keys))
     return health.error
 
 
@@ -112,8 +113,11 @@ async def _serve(
     settings: Settings, health: Health, listener: socket.socket, keys: KeyFile | None
 ) -> None:
     serving = Serving(settings, health)
+    HttpProtocol.head_seconds = settings.receive_timeout_seconds
     config = uvicorn.Config(
         create_app(serving, keys),
+        http=HttpProtocol,
+        ws="none",
         log_config=None,
         access_log=False,
         server_header=False,
@@ -124,13 +128,3 @@ async def _serve(
     stopper = asyncio.create_task(server.stop_when_finished())
     await server.serve(sockets=[listener])
     stopper.cancel()
-
-
-def _configure_logging(settings: Settings) -> None:
-    logging.basicConfig(
-        stream=sys.stderr,
-        level=settings.log_level.upper(),
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-    )
-    # uvicorn's own account of start and stop says less than ours.
-    logging.getLogger("uvicorn.error").setLevel(max(logging.root.level, logging.WARNING))
