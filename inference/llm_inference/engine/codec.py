@@ -16,7 +16,7 @@ from llm_inference.engine.token_bytes import TokenBytes
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# Special tokens of which an answer's reader must hear, because a tool call starts or is divided there.
+# Special tokens that an answer's reader must see: a tool call starts, ends or is divided there.
 _CALL_MARKERS = (
     "<tool_call>",
     "</tool_call>",
@@ -99,6 +99,11 @@ class HuggingFaceCodec:
         """The tokenizer's own end of sequence."""
         token: int | None = self._tokenizer.eos_token_id
         return token
+
+    def tokenizer_json(self) -> str:
+        """The tokenizer as the tokenizers library writes it."""
+        json: str = self._backend.to_str()
+        return json
 
     def added_token(self, text: str) -> int | None:
         """The id of the token, special or added by the model's makers, that is written so."""
