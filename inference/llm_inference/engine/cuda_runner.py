@@ -1,0 +1,194 @@
+"""A decoder and its cache on a CUDA device: prompts eagerly, decode steps as captured graphs.
+
+A decode step is hundreds of kernels of a few microseconds each; launched one by one the device
+would wait for the host. A step is therefore captured once for each of a few batch sizes, and
+replayed: tokens, rows and lengths are read from the device. A size is captured when it is needed
+the first time, in some hundredths of a second. Only token ids come back where nothing but the
+most likely token is asked for.
+
+Knows tensors, graphs and the order of host and device. Does not know requests or when to run what.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import overload
+
+import torch
+
+from llm_inference.engine.cuda_forward import Forward, StepTensors
+from llm_inference.engine.cuda_kernels import Kernels, supported
+from llm_inference.engine.decoder import Decoder
+from llm_inference.engine.sampling import choose
+from llm_inference.engine.step import Choice, Draw
+
+__all__ = ["CudaRunner", "cache_bytes_per_token", "supported"]
+
+# Batch sizes that are captured; a step is run with the next larger one.
+_SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256)
+_SIZE_STEP = 64
+_PREFILL_CHUNK = 2048
+
+
+def cache_bytes_per_token(decoder: Decoder) -> int:
+    """Bytes that one token takes in the cache, in all layers together."""
+    return 2 * len(decoder.layers) * decoder.kv_heads * decoder.head_dim * decoder.dtype.itemsize
+
+
+class CudaRunner:
+    """Runs a decoder over the rows of a preallocated cache; satisfies `step.Runner`.
+
+    Args:
+        decoder: on a CUDA device; `supported` says which.
+        rows: sequences the cache holds.
+        max_length: positions of each.
+
+    Raises:
+        CudaModuleError: the kernels cannot be compiled here.
+        ValueError: the decoder is not supported.
+    """
+
+    prefill_chunk = _PREFILL_CHUNK
+    asynchronous = True
+
+    @torch.inference_mode()
+    def __init__(self, decoder: Decoder, *, rows: int, max_length: int) -> None:
+        if not supported(decoder):
+            raise ValueError("the decoder's shape is not one that the CUDA kernels can run")
+        self.rows = rows
+        self._device = decoder.device
+        self._cache = torch.empty(
+            (len(decoder.layers), 2, rows, decoder.kv_heads, max_length, decoder.head_dim),
+            dtype=decoder.dtype,
+            device=decoder.device,
+        )
+        most = _batch_size(rows)
+        kernels = Kernels(decoder, rows=most, max_length=max_length)
+        self._step = StepTensors(decoder, most)
+        self._forward = Forward(decoder, kernels, self._cache, self._step)
+        self._kernels = kernels
+        self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
+        self._stream = torch.cuda.Stream(decoder.device)  # type: ignore[no-untyped-call]
+        # Pinned, so that copies need not wait.
+        self._inputs = torch.zeros((3, most), dtype=torch.int32, pin_memory=True)
+        self._chosen = torch.zeros(most, dtype=torch.int32, pin_memory=True)
+        self._pending: _Pending | None = None
+
+    @torch.inference_mode()
+    def warm(self, sizes: Sequence[int] = (1,)) -> None:
+        """Load the libraries' kernels and capture the steps of some batch sizes."""
+        self._forward.prefill(0, torch.zeros(16, dtype=torch.int32, device=self._device), 0)
+        for size in sizes:
+            self._capture(_batch_size(size))
+        torch.cuda.synchronize(self._device)
+
+    @torch.inference_mode()
+    def prefill(
+        self, row: int, tokens: Sequence[int], start: int, draw: Draw | None
+    ) -> Choice | None:
+        """Read `tokens` at positions `start`... into `row`; with `draw`, choose the next token."""
+        ids = torch.tensor(tokens, dtype=torch.int32).to(self._device, non_blocking=True)
+        logits = self._forward.prefill(row, ids, start)
+        if draw is None:
+            return None
+        if not draw.plain:
+            return choose(logits, [draw])[0]
+        self._kernels.argmax(self._step.chosen, logits)
+        return _choice(int(self._step.chosen[0]))
+
+    @torch.inference_mode()
+    def decode(
+        self, first_row: int, tokens: Sequence[int], positions: Sequence[int], draws: Sequence[Draw]
+    ) -> Sequence[Choice | None]:
+        """One step for rows `first_row`...: write each token at its position, choose the next.
+
+        Where all draws are plain this returns while the device works, and reading the result
+        waits for it.
+        """
+        if self._pending is not None:
+            # The step before may still read and write the host's memory.
+            self._pending.settle()
+            self._pending = None
+        count = len(tokens)
+        size = _batch_size(count)
+        inputs = self._inputs
+        inputs[0, :count] = torch.tensor(tokens, dtype=torch.int32)
+        torch.arange(first_row, first_row + count, dtype=torch.int32, out=inputs[1, :count])
+        inputs[2, :count] = torch.tensor(positions, dtype=torch.int32)
+        inputs[2, count:size] = -1
+        self._step.inputs.copy_(inputs, non_blocking=True)
+        if (graph := self._graphs.get(size)) is not None:
+            graph.replay()
+        else:
+            # The step itself warms what its capture needs.
+            self._forward.decode(size)
+            self._capture(size)
+        if not all(draw.plain for draw in draws):
+            return choose(self._step.logits[:count], draws)
+        self._chosen.copy_(self._step.chosen, non_blocking=True)
+        self._pending = _Pending(self._chosen, count)
+        return self._pending
+
+    @torch.inference_mode()
+    def move(self, source: int, target: int, length: int) -> None:
+        """Copy the first `length` positions of row `source` to row `target`."""
+        self._cache[:, :, target, :, :length] = self._cache[:, :, source, :, :length]
+
+    def clear(self, row: int) -> None:
+        """Nothing to do: what a sequence has not written itself is never read."""
+
+    def _capture(self, size: int) -> None:
+        """Capture the step of a batch of `size`; what it would compute is computed by nobody."""
+        if size in self._graphs:
+            return
+        graph = torch.cuda.CUDAGraph()
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
+            # Other threads may use the device meanwhile: loading, metrics.
+            graph.capture_begin(capture_error_mode="thread_local")
+            try:
+                self._forward.decode(size)
+            finally:
+                graph.capture_end()
+        torch.cuda.current_stream().wait_stream(self._stream)
+        self._graphs[size] = graph
+
+
+class _Pending(Sequence[Choice | None]):
+    """The choices of a step that may still be running; reading them waits for it."""
+
+    def __init__(self, chosen: torch.Tensor, count: int) -> None:
+        self._chosen, self._count = chosen, count
+        self._choices: list[Choice | None] | None = None
+        self._done = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        self._done.record()
+
+    def settle(self) -> list[Choice | None]:
+        """Wait for the step and take its choices from the memory that the next one writes to."""
+        if self._choices is None:
+            self._done.synchronize()
+            self._choices = [_choice(token) for token in self._chosen[: self._count].tolist()]
+        return self._choices
+
+    def __len__(self) -> int:
+        return self._count
+
+    @overload
+    def __getitem__(self, index: int) -> Choice | None: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Choice | None]: ...
+    def __getitem__(self, index: int | slice) -> Choice | Sequence[Choice | None] | None:
+        return self.settle()[index]
+
+    def __iter__(self) -> Iterator[Choice | None]:
+        return iter(self.settle())
+
+
+def _choice(token: int) -> Choice | None:
+    return None if token < 0 else Choice(token)
+
+
+def _batch_size(count: int) -> int:
+    """The smallest batch size to capture that holds `count`."""
+    for size in _SIZES:
+        if size >= count:
+            return size
+    return -(-count // _SIZE_STEP) * _SIZE_STEP
