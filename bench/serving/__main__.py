@@ -1,206 +1,170 @@
-"""Start-up and throughput over HTTP, side by side with `transformers serve`, on this machine.
+"""Speed, memory and cold start of this server beside its peers, over HTTP on this machine.
 
     make bench
+    python -m bench.serving --llama-python PYTHON --gguf FILE --publish
+    python -m bench.serving --servers llm-inference --starts 0 --url other=http://127.0.0.1:8000
 
-Both serve the same model directory in the same Python environment and are measured in turn, so
-that a machine whose speed drifts treats them alike. Knows how each is started and spoken to;
-knows nothing of how they work. Prints a table in Markdown with medians.
+Serves the same model with each, one at a time and in turn, in one run. Prints a table in Markdown;
+writes every figure with --json, a picture with --plot, and with --publish all three into docs/.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
+import dataclasses
+import datetime as dt
 import json
-import os
-import platform
-import socket
-import statistics
+import re
 import subprocess
 import sys
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-import httpx
-
+from bench.serving import ROOT, machine, memory, plot, report, scenarios, starts
+from bench.serving.servers import Server, llama_cpp, llm_inference, transformers_serve
 from dev import environment
 from dev.stand_ins.cache import models
 
 MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
-DIRECTORY = models() / MODEL
-LOCK = environment.LOCKS / "bench.txt"
-STREAMS = (1, 16)
-TOKENS = 64
-START_WITHIN = 180
-PROMPT = "Write a long story about a lighthouse keeper and the sea."
+DOCS = ROOT / "docs"
+PAGE = DOCS / "performance.md"
+PICTURE = DOCS / "serving.svg"
+FIGURES = DOCS / "serving.json"
+MARKS = ("<!-- bench.serving: begin -->", "<!-- bench.serving: end -->")
 
 
-@dataclass(frozen=True)
-class Server:
-    """One way to serve the model.
-
-    Attributes:
-        name: How the table calls it.
-        command: What starts it; `{port}` is filled in.
-        model: What requests call the model.
-        variables: Variables on top of this process's own.
-    """
-
-    name: str
-    command: Sequence[str]
-    model: str
-    variables: dict[str, str] = field(default_factory=dict)
-
-
-SERVERS = (
-    Server(
-        name="llm-inference",
-        command=(sys.executable, "-m", "llm_inference"),
-        model=MODEL,
-        variables={
-            "LLM_MODEL_DIR": str(DIRECTORY),
-            "LLM_MODEL_ID": MODEL,
-            "LLM_HOST": "127.0.0.1",
-            "LLM_PORT": "{port}",
-            "PYTHONPATH": "inference",
-        },
-    ),
-    Server(
-        name="transformers serve --continuous-batching",
-        command=(
-            *(str(Path(sys.executable).with_name("transformers")), "serve", str(DIRECTORY)),
-            *("--continuous-batching", "--cb-num-blocks", "16", "--device", "cpu"),
-            *("--host", "127.0.0.1", "--port", "{port}"),
-        ),
-        model=str(DIRECTORY),
-        variables={"HF_HUB_OFFLINE": "1"},
-    ),
-)
-
-
-@dataclass
-class Figures:
-    """What was measured of one server, one value a round.
-
-    Attributes:
-        first_answer: Seconds from process start to the first token of the first request.
-        rates: Tokens a second of all streams together, by number of streams.
-    """
-
-    first_answer: list[float] = field(default_factory=list)
-    rates: dict[int, list[float]] = field(default_factory=dict)
-
-
-@contextmanager
-def running(server: Server) -> Iterator[str]:
-    """Start a server on a free loopback port; give its address, end it by its pid."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    variables = {k: v.replace("{port}", port) for k, v in server.variables.items()}
-    process = subprocess.Popen(
-        [part.replace("{port}", port) for part in server.command],
-        env={**os.environ, **variables},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
+def parser() -> argparse.ArgumentParser:
+    """The flags."""
+    top = argparse.ArgumentParser(
+        prog="python -m bench.serving",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    try:
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        process.terminate()
-        try:
-            process.wait(timeout=60)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+    top.add_argument("--model", default=MODEL, help="model directory or id (%(default)s)")
+    top.add_argument("--rounds", type=int, default=3, help="of all loads (%(default)s)")
+    top.add_argument("--starts", type=int, default=5, help="cold starts of each (%(default)s)")
+    top.add_argument(
+        "--servers", default="llm-inference,transformers", help="of these two (%(default)s)"
+    )
+    top.add_argument(
+        "--inference", type=Path, default=ROOT / "inference", help="source of our server"
+    )
+    top.add_argument(
+        "--url", action="append", default=[], metavar="NAME=URL", help="one that runs already"
+    )
+    top.add_argument("--llama-python", type=Path, help="a Python that has llama-cpp-python")
+    top.add_argument("--gguf", type=Path, help="the model that it serves")
+    top.add_argument("--as-is", action="store_true", help="install and fetch nothing before")
+    top.add_argument("--json", type=Path, help="file for every figure")
+    top.add_argument("--plot", type=Path, help="file for a picture (SVG)")
+    top.add_argument("--publish", action="store_true", help="write all of it into docs/")
+    top.add_argument("--render", type=Path, metavar="JSON", help="measure nothing: show this run")
+    return top
 
 
-async def stream(client: httpx.AsyncClient, url: str, model: str, tokens: int) -> list[float]:
-    """Times at which the pieces of one streamed answer came.
+def chosen_servers(chosen: argparse.Namespace, directory: Path) -> list[Server]:
+    """The servers that the flags name.
 
     Raises:
-        httpx.HTTPError: No answer, or one that is no success.
+        ValueError: A flag that names none.
     """
-    body = {
-        "model": model,
-        "messages": [{"role": "user", "content": PROMPT}],
-        "max_tokens": tokens,
-        "temperature": 0,
-        "stream": True,
+    known = {
+        "llm-inference": lambda: llm_inference(directory, chosen.model, chosen.inference),
+        "transformers": lambda: transformers_serve(directory),
     }
-    async with client.stream("POST", f"{url}/v1/chat/completions", json=body) as answer:
-        answer.raise_for_status()
-        return [
-            time.monotonic()
-            async for line in answer.aiter_lines()
-            if line.startswith("data: {") and _has_text(json.loads(line[6:]))
-        ]
+    names = [name for name in chosen.servers.split(",") if name]
+    if unknown := set(names) - set(known):
+        raise ValueError(f"no server {', '.join(sorted(unknown))}: there are {', '.join(known)}")
+    servers = [known[name]() for name in names]
+    if (chosen.llama_python is None) != (chosen.gguf is None):
+        raise ValueError("--llama-python and --gguf go together")
+    if chosen.llama_python is not None:
+        servers.append(llama_cpp(chosen.llama_python, chosen.gguf))
+    for given in chosen.url:
+        name, found, url = given.partition("=")
+        if not found:
+            raise ValueError(f"--url {given}: NAME=http://127.0.0.1:PORT is meant")
+        servers.append(Server(name, url=url, ready="/v1/models"))
+    if not servers:
+        raise ValueError("no server is named")
+    return servers
 
 
-def _has_text(chunk: dict[str, list[dict[str, dict[str, str]]]]) -> bool:
-    return any(choice.get("delta", {}).get("content") for choice in chunk.get("choices", []))
+def measure(chosen: argparse.Namespace) -> dict[str, Any]:
+    """Measure all servers that were chosen.
+
+    Raises:
+        ValueError: A flag that names no server.
+    """
+    directory = Path(chosen.model)
+    if not directory.is_dir():
+        directory = models() / chosen.model
+    servers = chosen_servers(chosen, directory)
+    on = machine.describe()
+    have = machine.versions(sys.executable)
+    if chosen.llama_python:
+        # Both may have a torch; the one of this environment is the one that serves.
+        have = machine.versions(str(chosen.llama_python)) | have
+    starts.read_once(directory)
+    measured = scenarios.measure(servers, rounds=chosen.rounds, cold_starts=chosen.starts)
+    for server in servers:
+        measured["servers"][server.name]["weights"] = server.weights
+    return {
+        "taken": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+        "commit": machine.commit(chosen.inference),
+        "machine": on,
+        "versions": have,
+        "settings": {
+            "model": chosen.model,
+            "rounds": chosen.rounds,
+            "starts": chosen.starts,
+            "objective": dataclasses.asdict(scenarios.OBJECTIVE),
+            "loads": {name: dataclasses.asdict(load) for name, load in scenarios.LOADS.items()},
+        },
+        "cache": scenarios.cache_tokens() * memory.cache_bytes_per_token(directory),
+        **measured,
+    }
 
 
-async def first_answer(server: Server, url: str, began: float) -> float:
-    """Seconds from `began` until a first request, tried again until it works, has its token."""
-    async with httpx.AsyncClient(timeout=START_WITHIN) as client:
-        while time.monotonic() < began + START_WITHIN:
-            try:
-                times = await stream(client, url, server.model, 1)
-            except httpx.HTTPError:
-                await asyncio.sleep(0.1)
-            else:
-                return times[0] - began
-    raise TimeoutError(f"{server.name} did not answer within {START_WITHIN} s")
+def publish(document: dict[str, Any], page: Path = PAGE) -> None:
+    """Put the table into the page, between its two marks, and the picture beside it."""
+    begin, end = MARKS
+    text = page.read_text()
+    shown = f"{begin}\n\n{report.markdown(document)}\n\n{end}"
+    pattern = re.escape(begin) + ".*" + re.escape(end)
+    page.write_text(re.sub(pattern, lambda _: shown, text, count=1, flags=re.S))
 
 
-async def rate(server: Server, url: str, streams: int) -> float:
-    """Tokens a second of so many streams that start together, from first to last token."""
-    async with httpx.AsyncClient(timeout=300) as client:
-        asked = (stream(client, url, server.model, TOKENS) for _ in range(streams))
-        times = sorted(moment for answer in await asyncio.gather(*asked) for moment in answer)
-    return (len(times) - 1) / (times[-1] - times[0])
+def main() -> int:
+    """Measure, or read what was measured, and show it."""
+    top = parser()
+    chosen = top.parse_args()
+    if chosen.render:
+        document = json.loads(chosen.render.read_text())
+    else:
+        if not chosen.as_is:
+            prepare()
+        try:
+            document = measure(chosen)
+        except ValueError as error:
+            top.error(str(error))
+    if chosen.publish:
+        publish(document)
+    for file in filter(None, (chosen.json, FIGURES if chosen.publish else None)):
+        file.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n")
+    for file in filter(None, (chosen.plot, PICTURE if chosen.publish else None)):
+        plot.draw(document, file)
+    print(report.markdown(document))
+    return 0
 
 
-async def measure(server: Server, figures: Figures) -> None:
-    """One round of one server."""
-    began = time.monotonic()
-    with running(server) as url:
-        figures.first_answer.append(await first_answer(server, url, began))
-        for streams in STREAMS:
-            await rate(server, url, streams)  # the first of a kind is not counted
-            figures.rates.setdefault(streams, []).append(await rate(server, url, streams))
-
-
-def table(results: dict[str, Figures]) -> str:
-    """The medians in Markdown."""
-    head = ["server", "start to first token"] + [f"{n} at once, tok/s" for n in STREAMS]
-    lines = [" | ".join(head), " | ".join("---" for _ in head)]
-    for name, figures in results.items():
-        cells = [name, f"{statistics.median(figures.first_answer):.1f} s"]
-        cells += [f"{statistics.median(figures.rates[n]):.0f}" for n in STREAMS]
-        lines.append(" | ".join(cells))
-    return "\n".join(f"| {line} |" for line in lines)
-
-
-def main() -> None:
-    """Measure in turn and print."""
-    parser = argparse.ArgumentParser(prog="python3 -m bench.serving")
-    parser.add_argument("--rounds", type=int, default=3)
-    rounds = parser.parse_args().rounds
-    results = {server.name: Figures() for server in SERVERS}
+def prepare() -> None:
+    """The environment, what the peer needs in it, and the model."""
     environment.prepare()
-    environment.install("--no-deps", "--require-hashes", f"--requirements={LOCK}")
+    lock = environment.LOCKS / "bench.txt"
+    environment.install("--no-deps", "--require-hashes", f"--requirements={lock}")
     subprocess.run([sys.executable, "-m", "dev.stand_ins", "models"], check=True)
-    for _ in range(rounds):
-        for server in SERVERS:
-            asyncio.run(measure(server, results[server.name]))
-    print(f"{MODEL}, {os.cpu_count()} cores, {platform.machine()}, median of {rounds}\n")
-    print(table(results))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
