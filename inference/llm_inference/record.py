@@ -24,7 +24,7 @@ class Record:
         started_ns: the same in nanoseconds since 1970.
         status: HTTP status of the answer, 499 if the client left before its end.
         ended: seconds, monotonic, at which the answer was over.
-        asked: what the engine was asked for, if it was asked to generate.
+        asked: what the engine was asked to generate, one for each prompt.
         submitted: seconds, monotonic, at which the engine took it.
         waited: seconds it waited there before prefill.
         first_token: seconds, monotonic, at which the first token came.
@@ -42,7 +42,7 @@ class Record:
     started_ns: int = field(default_factory=time.time_ns)
     status: int = 0
     ended: float = 0.0
-    asked: GenerationRequest | None = None
+    asked: Sequence[GenerationRequest] = ()
     submitted: float | None = None
     waited: float | None = None
     first_token: float | None = None
@@ -50,11 +50,11 @@ class Record:
     reasons: list[str] = field(default_factory=list)
     _generated: dict[int, int] = field(default_factory=dict)
 
-    def follow(self, asked: GenerationRequest, stream: TokenStream) -> TokenStream:
+    def follow(self, asked: Sequence[GenerationRequest], stream: TokenStream) -> TokenStream:
         """The stream that the engine gave for `asked`, whose events are noted as they are read."""
         self.asked = asked
         self.submitted = time.monotonic()
-        self.prompt_tokens = len(asked.prompt)
+        self.prompt_tokens = sum(len(one.prompt) for one in asked)
         return _Followed(self, stream)
 
     def embedded(self, tokens: int) -> None:
@@ -73,7 +73,7 @@ class Record:
     @property
     def completion_tokens(self) -> int | None:
         """Tokens generated so far, None for a request that generates none."""
-        return None if self.asked is None else sum(self._generated.values())
+        return sum(self._generated.values()) if self.asked else None
 
     @property
     def time_to_first_token(self) -> float | None:

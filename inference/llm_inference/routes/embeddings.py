@@ -46,9 +46,8 @@ async def embeddings(body: EmbeddingRequest, request: Request, serving: Server) 
     if body.dimensions is not None and body.dimensions not in engine.dimensions:
         raise ApiError(400, _refusal(engine.dimensions), param="dimensions")
     result = await in_time(serving, lambda: engine.embed(inputs))
-    record: Record | None = getattr(request.state, "record", None)
-    if record is not None:
-        record.embedded(result.tokens)
+    record: Record = request.state.record
+    record.embedded(result.tokens)
     vectors = [_shortened(vector, body.dimensions) for vector in result.vectors]
     return EmbeddingList(
         model=serving.model_name,

@@ -67,9 +67,8 @@ def submit(
     engine = serving.engine
     if not isinstance(engine, GenerationEngine):
         raise TypeError("a route has found its engine before")
-    record: Record | None = getattr(request.state, "record", None)
-    client = record.client if record else ""
-    requests = [_request(engine.capacity, body, prompt, asked, client) for prompt in prompts]
+    record: Record = request.state.record
+    requests = [_request(engine.capacity, body, prompt, asked, record.client) for prompt in prompts]
     room = engine.capacity.max_concurrency + engine.capacity.max_queue
     if sum(one.n for one in requests) > room:
         raise ApiError(
@@ -83,11 +82,7 @@ def submit(
             stream.cancel()
         raise refused(serving, error) from error
     merged = streams[0] if len(streams) == 1 else MergedStream(streams, choices=requests[0].n)
-    if record is None:
-        return merged
-    followed = record.follow(requests[0], merged)
-    record.prompt_tokens = sum(map(len, prompts))
-    return followed
+    return record.follow(requests, merged)
 
 
 async def constraint(

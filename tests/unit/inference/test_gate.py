@@ -89,7 +89,7 @@ class Tokens:
 
 async def generate(request):
     asked = GenerationRequest(prompt=(1, 2, 3), max_tokens=9)
-    stream = request.state.record.follow(asked, Tokens())
+    stream = request.state.record.follow([asked], Tokens())
     if request.query_params:
         await stream.next_events()
     else:
