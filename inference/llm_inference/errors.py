@@ -146,12 +146,11 @@ def _path(location: Sequence[int | str], body: object) -> list[str]:
     """The parts of an error's location that are in the body: pydantic adds types and tags."""
     path: list[str] = []
     for place, part in enumerate(location):
-        if isinstance(body, dict) and part in body:
-            path.append(str(part))
-            body = body[part]
+        last = place == len(location) - 1
+        if isinstance(body, dict) and (part in body or last):
+            path.append(str(part))  # the last one may be what is missing
+            body = body.get(part)
         elif isinstance(body, list) and isinstance(part, int) and part < len(body):
             path.append(str(part))
             body = body[part]
-        elif place == len(location) - 1 and isinstance(body, dict):
-            path.append(str(part))  # what is missing
     return path

@@ -101,7 +101,8 @@ def read_calls(written: str, names: frozenset[str]) -> list[Call] | None:
         for name, arguments in _written_calls(written):
             if isinstance(arguments, str):
                 arguments = json.loads(arguments)  # noqa: PLW2901 - some models quote them
-            if name not in names or not isinstance(arguments, dict):
+            known = isinstance(name, str) and name in names
+            if not known or not isinstance(arguments, dict):
                 return None
             text = json.dumps(arguments, ensure_ascii=False)
             text.encode()
@@ -162,18 +163,18 @@ def grammar(
 
     opening = marker(form.opening)
     special = opening.startswith("<")
-    many = "*" if several else ""
     if form is CallFormat.HERMES:
         closing = marker("</tool_call>")
         call = f'"\\n" body "\\n" {closing}'
         rules = [f"body: {_json(_any_call(tools, 'arguments'))}"]
+        more = f' ("\\n" {opening} {call})*' if several else ""
+        calls = f"{opening} {call}{more}"
         if choice == "required":
-            more = f' ("\\n" {opening} {call})*' if several else ""
-            start = f"start: {opening} {call}{more}"
+            start = f"start: {calls}"
         elif special:
-            start = f"start: TEXT? ({opening} {call})" + (many or "?")
+            start = f"start: TEXT? ({calls})?"
         else:
-            start = f"start: (until {call}){many or '?'} TEXT?"
+            start = f"start: (until {call}){'*' if several else '?'} TEXT?"
             rules.append(f"until[suffix={opening}]: /(?s:.*)/")
     elif form is CallFormat.LLAMA:
         rules = [f"body: {_json(_any_call(tools, 'parameters'))}"]
