@@ -105,6 +105,8 @@ def measure(chosen: argparse.Namespace) -> dict[str, Any]:
     if chosen.llama_python:
         # Both may have a torch; the one of this environment is the one that serves.
         have = machine.versions(str(chosen.llama_python)) | have
+    if on["load"] > machine.QUIET:
+        print(f"load {on['load']}: others use this machine, figures will not hold", file=sys.stderr)
     starts.read_once(directory)
     measured = scenarios.measure(servers, rounds=chosen.rounds, cold_starts=chosen.starts)
     for server in servers:

@@ -17,8 +17,8 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from bench.serving import ROOT
 from bench.serving.load import Work, closed_loop
@@ -28,6 +28,7 @@ _HEAD = (
     b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"
     b"Transfer-Encoding: chunked\r\nConnection: close\r\n\r\n"
 )
+_MODELS = b'HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n{"data":[{"id":"none"}]}'
 
 
 def chunk(payload: bytes) -> bytes:
@@ -49,8 +50,15 @@ def token() -> bytes:
 
 
 async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, pause: float) -> None:
-    """Take one request and send as many tokens as it asks for, one every `pause` seconds."""
+    """Take one request and send as many tokens as it asks for, one every `pause` seconds.
+
+    Whatever is got, not posted, is the list of models.
+    """
     head = await reader.readuntil(b"\r\n\r\n")
+    if head.startswith(b"GET"):
+        writer.write(_MODELS)
+        writer.close()
+        return
     length = int(head.lower().partition(b"content-length:")[2].split(b"\r\n")[0])
     wanted = json.loads(await reader.readexactly(length))["max_tokens"]
     writer.write(_HEAD)
@@ -66,20 +74,18 @@ async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, pau
 
 async def serve(pause: float) -> None:
     """Serve on a free port of loopback, which is printed, until the process is ended."""
-    server = await asyncio.start_server(
+    listening = await asyncio.start_server(
         lambda reader, writer: answer(reader, writer, pause), "127.0.0.1", 0, backlog=1024
     )
-    print(server.sockets[0].getsockname()[1], flush=True)
-    await server.serve_forever()
+    print(listening.sockets[0].getsockname()[1], flush=True)
+    await listening.serve_forever()
 
 
-@asynccontextmanager
-async def serving(pause: float) -> AsyncIterator[Target]:
+@contextmanager
+def server(pause: float) -> Iterator[Target]:
     """Such a server as a process, until the block ends."""
     command = [sys.executable, "-m", "bench.serving.overhead", "--serve", str(pause)]
-    with subprocess.Popen(  # noqa: ASYNC220 - nothing else runs yet
-        command, stdout=subprocess.PIPE, text=True, cwd=ROOT
-    ) as process:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
         try:
             assert process.stdout is not None  # noqa: S101 - it was asked for
             yield Target(f"http://127.0.0.1:{int(process.stdout.readline())}", "none")
@@ -89,7 +95,7 @@ async def serving(pause: float) -> AsyncIterator[Target]:
 
 async def measure(streams: int, tokens: int, rate: float) -> dict[str, float]:
     """Two answers a stream, and what they took of this process."""
-    async with serving(streams / rate if rate else 0) as target:
+    with server(streams / rate if rate else 0) as target:
         before = time.process_time()
         run = await closed_loop(target, Work(requests=2 * streams, tokens=tokens), streams)
         spent = time.process_time() - before

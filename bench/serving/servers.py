@@ -65,13 +65,13 @@ class Running:
 
     Attributes:
         url: Its address.
-        began: `time.perf_counter()` before its process was started; 0 if it ran already.
+        began: `time.perf_counter()` before its process was started, or now if it ran already.
         process: The process; None if it ran already.
         log: What it wrote.
     """
 
     url: str
-    began: float = 0.0
+    began: float
     process: subprocess.Popen[bytes] | None = None
     log: Path | None = None
 
@@ -154,7 +154,7 @@ def running(server: Server) -> Iterator[Running]:
     One that runs already is left as it is.
     """
     if not server.command:
-        yield Running(server.url)
+        yield Running(server.url, time.perf_counter())
         return
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
