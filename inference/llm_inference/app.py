@@ -40,6 +40,8 @@ def create_app(
         version=__version__,
         lifespan=lifespan,
         redoc_url=None,
+        # FastAPI's own would send the values of what it refuses, which are parts of prompts.
+        telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
     )
     app.state.serving = serving
     app.include_router(health.router)

@@ -8,7 +8,9 @@ import asyncio
 import math
 import socket
 import time
+from contextlib import suppress
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import uvicorn
 
@@ -18,13 +20,18 @@ from llm_inference.health import Health, process_started_at
 from llm_inference.keys import KeyFile, KeysError
 from llm_inference.protocol import HttpProtocol
 from llm_inference.serving import Serving
-from llm_inference.settings import Settings, SettingsError
+from llm_inference.settings import Settings, SettingsError, traces_wanted
+
+if TYPE_CHECKING:
+    from llm_inference.tracing import Traces
 
 # Seconds for connections that are still open once all requests have been answered.
 _CLOSE_SECONDS = 2
 # Seconds that a connection may be idle: longer than load balancers keep theirs, the slowest of
 # which wait for 600. Whoever closes first must not be the one who may be sent a request.
 _KEEP_ALIVE_SECONDS = 620
+# Seconds for a collector to take the last traces.
+_FLUSH_SECONDS = 3.0
 
 
 class Server(uvicorn.Server):
@@ -113,9 +120,10 @@ async def _serve(
     settings: Settings, health: Health, listener: socket.socket, keys: KeyFile | None
 ) -> None:
     serving = Serving(settings, health)
+    traces = _open_traces(serving)
     HttpProtocol.head_seconds = settings.receive_timeout_seconds
     config = uvicorn.Config(
-        create_app(serving, keys),
+        create_app(serving, keys, traces.report) if traces else create_app(serving, keys),
         http=HttpProtocol,
         ws="none",
         log_config=None,
@@ -128,3 +136,23 @@ async def _serve(
     stopper = asyncio.create_task(server.stop_when_finished())
     await server.serve(sockets=[listener])
     stopper.cancel()
+    if traces is not None:
+        await _flush(traces)
+
+
+def _open_traces(serving: Serving) -> "Traces | None":
+    if not traces_wanted():
+        return None
+    from llm_inference.tracing import Traces  # noqa: PLC0415 - costs those who want it
+
+    try:
+        return Traces(serving.model_name)
+    except Exception as error:
+        raise SettingsError(f"traces cannot be sent: {error}") from error
+
+
+async def _flush(traces: "Traces") -> None:
+    """Send the last traces, if their collector takes them in time."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_FLUSH_SECONDS):
+            await asyncio.to_thread(traces.flush, _FLUSH_SECONDS)

@@ -140,6 +140,27 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
         raise SettingsError(_sentence(error)) from None
 
 
+def traces_wanted(environ: Mapping[str, str] | None = None) -> bool:
+    """Whether OpenTelemetry's own variables say where traces are to go.
+
+    Raises:
+        SettingsError: they name a protocol that is not spoken.
+    """
+    environ = os.environ if environ is None else environ
+    kind = "OTEL_EXPORTER_OTLP_"
+    if not (environ.get(f"{kind}TRACES_ENDPOINT") or environ.get(f"{kind}ENDPOINT")):
+        return False
+    disabled = environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true"
+    if disabled or environ.get("OTEL_TRACES_EXPORTER", "").strip().lower() == "none":
+        return False
+    for name in (f"{kind}TRACES_PROTOCOL", f"{kind}PROTOCOL"):
+        if protocol := environ.get(name):
+            if protocol != "http/protobuf":
+                raise SettingsError(f"{name}={protocol!r}: traces are sent as http/protobuf only")
+            break
+    return True
+
+
 def _refuse_unknown(environ: Mapping[str, str]) -> None:
     known = {PREFIX + name.upper() for name in Settings.model_fields}
     for name in sorted(environ):
