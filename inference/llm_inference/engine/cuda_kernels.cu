@@ -64,6 +64,34 @@ __device__ __forceinline__ scalar narrow(float value) { return (scalar)narrow2(v
 // What a value is after it was written in the model's type and read again.
 __device__ __forceinline__ float rounded(float value) { return widen(narrow(value)); }
 
+// Eight neighbours, 16 bytes aligned.
+__device__ __forceinline__ void read8(const scalar* from, float (&x)[8]) {
+#if defined(FLOAT32)
+  *(float4*)x = *(const float4*)from;
+  *(float4*)(x + 4) = *(const float4*)(from + 4);
+#else
+  uint4 all = *(const uint4*)from;
+  widen2(all.x, x[0], x[1]);
+  widen2(all.y, x[2], x[3]);
+  widen2(all.z, x[4], x[5]);
+  widen2(all.w, x[6], x[7]);
+#endif
+}
+
+__device__ __forceinline__ void write8(scalar* to, const float (&x)[8]) {
+#if defined(FLOAT32)
+  *(float4*)to = *(const float4*)x;
+  *(float4*)(to + 4) = *(const float4*)(x + 4);
+#else
+  uint4 all;
+  all.x = narrow2(x[0], x[1]);
+  all.y = narrow2(x[2], x[3]);
+  all.z = narrow2(x[4], x[5]);
+  all.w = narrow2(x[6], x[7]);
+  *(uint4*)to = all;
+#endif
+}
+
 __device__ __forceinline__ float activated(float x) {
 #if ACTIVATION == 0
   return x / (1.0f + expf(-x));
@@ -122,50 +150,53 @@ extern "C" __global__ void embed(
 
 // residual += post ? norm(delta) * post : delta; out = norm(residual) * weight.
 // Either part is left out where delta or weight is null. Norms are float32. Grid: rows.
-#define COLUMNS_PER_THREAD ((HIDDEN + 511) / 512)
-extern "C" __global__ void __launch_bounds__(512) add_norm(
+#define NORM_THREADS 512
+#define EIGHTS ((HIDDEN / 8 + NORM_THREADS - 1) / NORM_THREADS) // of a thread
+extern "C" __global__ void __launch_bounds__(NORM_THREADS) add_norm(
     scalar* out, scalar* residual, const scalar* delta, const float* post, const float* weight) {
   let_next_begin();
   wait_for_inputs();
   const int64 row = (int64)blockIdx.x * HIDDEN;
-  float x[COLUMNS_PER_THREAD];
+  float x[EIGHTS][8];
+  float square = 0.0f;
+#pragma unroll
+  for (int j = 0; j < EIGHTS; j++) {
+    int i = (threadIdx.x + j * NORM_THREADS) * 8;
+    if (i < HIDDEN) read8((delta ? delta : residual) + row + i, x[j]);
+#pragma unroll
+    for (int k = 0; k < 8; k++) {
+      if (i >= HIDDEN) x[j][k] = 0.0f;
+      square += x[j][k] * x[j][k];
+    }
+  }
   if (delta) {
-    float factor = 1.0f;
-    float square = 0.0f;
+    const float factor = post ? rsqrtf(block_sum(square) / HIDDEN + EPS) : 1.0f;
+    square = 0.0f;
 #pragma unroll
-    for (int j = 0; j < COLUMNS_PER_THREAD; j++) {
-      int i = threadIdx.x + j * 512;
-      x[j] = i < HIDDEN ? widen(delta[row + i]) : 0.0f;
-      square += x[j] * x[j];
-    }
-    if (post) factor = rsqrtf(block_sum(square) / HIDDEN + EPS);
+    for (int j = 0; j < EIGHTS; j++) {
+      int i = (threadIdx.x + j * NORM_THREADS) * 8;
+      if (i >= HIDDEN) continue;
+      float before[8];
+      read8(residual + row + i, before);
 #pragma unroll
-    for (int j = 0; j < COLUMNS_PER_THREAD; j++) {
-      int i = threadIdx.x + j * 512;
-      if (i < HIDDEN) {
-        float add = post ? rounded(x[j] * factor * post[i]) : x[j];
+      for (int k = 0; k < 8; k++) {
+        float add = post ? rounded(x[j][k] * factor * post[i + k]) : x[j][k];
         if (RESIDUAL_SCALE != 1.0f) add = rounded(add * RESIDUAL_SCALE);
-        scalar sum = narrow(widen(residual[row + i]) + add);
-        residual[row + i] = sum;
-        x[j] = widen(sum);
+        x[j][k] = rounded(before[k] + add);
+        square += x[j][k] * x[j][k];
       }
-    }
-  } else {
-#pragma unroll
-    for (int j = 0; j < COLUMNS_PER_THREAD; j++) {
-      int i = threadIdx.x + j * 512;
-      x[j] = i < HIDDEN ? widen(residual[row + i]) : 0.0f;
+      write8(residual + row + i, x[j]);
     }
   }
   if (!weight) return;
-  float square = 0.0f;
+  const float factor = rsqrtf(block_sum(square) / HIDDEN + EPS);
 #pragma unroll
-  for (int j = 0; j < COLUMNS_PER_THREAD; j++) square += x[j] * x[j];
-  float factor = rsqrtf(block_sum(square) / HIDDEN + EPS);
+  for (int j = 0; j < EIGHTS; j++) {
+    int i = (threadIdx.x + j * NORM_THREADS) * 8;
+    if (i >= HIDDEN) continue;
 #pragma unroll
-  for (int j = 0; j < COLUMNS_PER_THREAD; j++) {
-    int i = threadIdx.x + j * 512;
-    if (i < HIDDEN) out[row + i] = narrow(x[j] * factor * weight[i]);
+    for (int k = 0; k < 8; k++) x[j][k] *= factor * weight[i + k];
+    write8(out + row + i, x[j]);
   }
 }
 
@@ -287,6 +318,16 @@ extern "C" __global__ void __launch_bounds__(256) argmax(
   out[blockIdx.y] = finite ? (int)(0xffffffffu - (unsigned)winner) : -1;
 }
 
+// Make the inputs of the next step: what was chosen, one position further. One block.
+extern "C" __global__ void advance(int* tokens, int* positions, const int* chosen, int count) {
+  let_next_begin();
+  wait_for_inputs();
+  for (int i = threadIdx.x; i < count; i += blockDim.x) {
+    tokens[i] = max(chosen[i], 0);
+    if (positions[i] >= 0) positions[i]++;
+  }
+}
+
 // ---- attention of one token a row --------------------------------------------------------------
 //
 // Flash decoding: the positions of a row are shared out among `gridDim.z` blocks ("splits"), and
@@ -311,7 +352,8 @@ __device__ __forceinline__ Share share_out(int position, int window) {
   share.begin = window > 0 && share.end > window ? share.end - window : 0;
   int origin = share.begin / TILE * TILE;
   int tiles = (share.end - origin + TILE - 1) / TILE;
-  int each = (tiles + gridDim.z - 1) / gridDim.z;
+  // All warps of a block shall have a tile before another block gets one.
+  int each = max((tiles + (int)gridDim.z - 1) / (int)gridDim.z, min(tiles, WARPS));
   share.splits = (tiles + each - 1) / each;
   share.first = origin + blockIdx.z * each * TILE;
   share.last = min(share.end, share.first + each * TILE);
@@ -359,19 +401,28 @@ __device__ __forceinline__ void finish(
   if (!is_last) return;
   __threadfence();
   if (threadIdx.x == 0) tickets[pair] = 0;
+  // What each split counts for, a warp for each head and a lane for each split; then the sums, whose
+  // loads do not wait for each other.
+  __shared__ float shares[GROUP][32];
+  const int lane = threadIdx.x & 31;
+  for (int g = threadIdx.x >> 5; g < GROUP; g += WARPS) {
+    const float* other = base + lane * size + GROUP * HEAD_DIM + g;
+    float maximum = lane < share.splits ? __ldcg(other) : LOWEST;
+    float sum = lane < share.splits ? __ldcg(other + GROUP) : 0.0f;
+    float top = maximum;
+#pragma unroll
+    for (int offset = 16; offset > 0; offset >>= 1)
+      top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, offset));
+    float counts = exp2f(maximum - top);
+    shares[g][lane] = counts / warp_sum(sum * counts);
+  }
+  __syncthreads();
   for (int i = threadIdx.x; i < GROUP * HEAD_DIM; i += WARPS * 32) {
-    int g = i / HEAD_DIM;
-    float maximum = LOWEST, sum = 0.0f, value = 0.0f;
-    for (int split = 0; split < share.splits; split++) {
-      const float* other = base + split * size;
-      float theirs = __ldcg(other + GROUP * HEAD_DIM + g);
-      float both = fmaxf(maximum, theirs);
-      float keep = exp2f(maximum - both), take = exp2f(theirs - both);
-      sum = sum * keep + __ldcg(other + GROUP * HEAD_DIM + GROUP + g) * take;
-      value = value * keep + __ldcg(other + i) * take;
-      maximum = both;
-    }
-    out[i] = narrow(value / sum);
+    float value = 0.0f;
+#pragma unroll 8
+    for (int split = 0; split < share.splits; split++)
+      value += __ldcg(base + split * size + i) * shares[i / HEAD_DIM][split];
+    out[i] = narrow(value);
   }
 }
 
@@ -717,17 +768,20 @@ __device__ __forceinline__ void take_vector(
   }
   if (norm) {
     float factor = rsqrtf(block_sum(square) / columns + EPS);
-    for (int i = threadIdx.x * 8; i < columns; i += GEMV_WARPS * 256)
+    for (int i = threadIdx.x * 8; i < columns; i += GEMV_WARPS * 256) {
+      float x[8];
+      read8(vector + i, x);
 #pragma unroll
-      for (int j = 0; j < 8; j++)
-        vector[i + j] = narrow(widen(vector[i + j]) * factor * norm[i + j]);
+      for (int j = 0; j < 8; j++) x[j] *= factor * norm[i + j];
+      write8(vector + i, x);
+    }
   }
   __syncthreads();
 }
 
 // out = matrix @ (norm ? norm(input) : input) + bias; or, with `residual`, residual += that.
 // `columns` is a multiple of 8. Grid: any; 256 threads; shared memory: columns * 2 bytes.
-extern "C" __global__ void __launch_bounds__(GEMV_WARPS * 32, 3) gemv(
+extern "C" __global__ void __launch_bounds__(GEMV_WARPS * 32, 2) gemv(
     scalar* out, scalar* residual, const scalar* input, const float* norm, const scalar* matrix,
     const scalar* bias, int lines, int columns) {
   extern __shared__ __align__(16) scalar vector[];
@@ -756,7 +810,7 @@ extern "C" __global__ void __launch_bounds__(GEMV_WARPS * 32, 3) gemv(
 }
 
 // out = activated(gate @ norm(input)) * (up @ norm(input)). As `gemv`.
-extern "C" __global__ void __launch_bounds__(GEMV_WARPS * 32, 3) gemv_gate_up(
+extern "C" __global__ void __launch_bounds__(GEMV_WARPS * 32, 2) gemv_gate_up(
     scalar* out, const scalar* input, const float* norm, const scalar* matrix) {
   extern __shared__ __align__(16) scalar vector[];
   const int lane = threadIdx.x & 31, step = gridDim.x * GEMV_WARPS;

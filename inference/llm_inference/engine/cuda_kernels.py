@@ -25,6 +25,7 @@ _SIGNATURES = {
     "turn_and_store": "ppppppppifi",
     "argmax": "ppppil",
     "attend": "ppppppppii",
+    "advance": "pppi",
 }
 _VECTOR_SIGNATURES = {"gemv": "ppppppii", "gemv_gate_up": "pppp"}
 
@@ -34,7 +35,7 @@ _HEADS_PER_TURN = 8
 _EIGHT = 8
 # A block has a few thousand logits to look at: enough blocks to read them at full speed.
 _ARGMAX_PARTS = 32
-# Blocks for each multiprocessor: where there is room for a third, the next kernel's blocks move in.
+# Blocks for each multiprocessor, which is what fits.
 _VECTOR_BLOCKS = 2
 _MAX_SPLITS = 32
 _MAX_VECTOR = 96 * 1024
@@ -47,6 +48,7 @@ def supported(decoder: Decoder) -> bool:
         and decoder.head_dim <= _MAX_HEAD_DIM
         and decoder.head_dim % _EIGHT == 0
         and decoder.hidden <= _MAX_HIDDEN
+        and decoder.hidden % _EIGHT == 0
         and decoder.heads % decoder.kv_heads == 0
         and decoder.heads // decoder.kv_heads * decoder.head_dim * 4 <= _MAX_GROUP_BYTES
     )
@@ -221,6 +223,10 @@ class Kernels:
             _ARGMAX,
             (out, logits, self._best, self._argmax_tickets, vocabulary, logits.stride(0)),
         )
+
+    def advance(self, inputs: torch.Tensor, chosen: torch.Tensor, count: int) -> None:
+        """Make `inputs`, int32 (3, rows), those of the next step: `chosen`, one position on."""
+        self._kernels["advance"]((1, 1, 1), 256, (inputs[0], inputs[2], chosen, count))
 
     def gemv(
         self,

@@ -26,6 +26,8 @@ __all__ = ["CudaRunner", "cache_bytes_per_token", "supported"]
 _SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256)
 _SIZE_STEP = 64
 _PREFILL_CHUNK = 2048
+# Batches up to this size stay as they are for many steps, mostly.
+_AHEAD_ROWS = 8
 
 
 def cache_bytes_per_token(decoder: Decoder) -> int:
@@ -69,8 +71,12 @@ class CudaRunner:
         self._stream = torch.cuda.Stream(decoder.device)  # type: ignore[no-untyped-call]
         # Pinned, so that copies need not wait.
         self._inputs = torch.zeros((3, most), dtype=torch.int32, pin_memory=True)
-        self._chosen = torch.zeros(most, dtype=torch.int32, pin_memory=True)
-        self._pending: _Pending | None = None
+        self._chosen = [torch.zeros(most, dtype=torch.int32, pin_memory=True) for _ in range(2)]
+        self._last: _Pending | None = None
+        self._ahead: _Pending | None = None
+        # Whether the batch is that of the step before, so that it may well be that of the next.
+        self._steady = False
+        self._max_length = max_length
 
     @torch.inference_mode()
     def warm(self, sizes: Sequence[int] = (1,)) -> None:
@@ -85,6 +91,7 @@ class CudaRunner:
         self, row: int, tokens: Sequence[int], start: int, draw: Draw | None
     ) -> Choice | None:
         """Read `tokens` at positions `start`... into `row`; with `draw`, choose the next token."""
+        self._steady, self._ahead = False, None
         ids = torch.tensor(tokens, dtype=torch.int32).to(self._device, non_blocking=True)
         logits = self._forward.prefill(row, ids, start)
         if draw is None:
@@ -101,35 +108,62 @@ class CudaRunner:
         """One step for rows `first_row`...: write each token at its position, choose the next.
 
         Where all draws are plain this returns while the device works, and reading the result
-        waits for it.
+        waits for it. Of a small batch the step after it is begun as well, on the guess that the
+        batch stays as it is: the device need not wait until the host has read this one. A wrong
+        guess costs the time of that step and nothing else: what it writes to the cache lies
+        behind all that is read.
         """
-        if self._pending is not None:
-            # The step before may still read and write the host's memory.
-            self._pending.settle()
-            self._pending = None
-        count = len(tokens)
-        size = _batch_size(count)
-        inputs = self._inputs
+        plain = all(draw.plain for draw in draws)
+        if plain and self._ahead is not None and self._ahead.is_for(first_row, tokens, positions):
+            step = self._ahead
+        else:
+            self._put_inputs(first_row, tokens, positions)
+            self._run(len(tokens))
+            if not plain:
+                self._steady, self._ahead = False, None
+                return choose(self._step.logits[: len(tokens)], draws)
+            step = self._result(first_row, positions)
+        self._last, self._ahead = step, None
+        steady, self._steady = self._steady, True
+        if steady and len(tokens) <= _AHEAD_ROWS and max(positions) + 1 < self._max_length:
+            self._kernels.advance(self._step.inputs, self._step.chosen, len(tokens))
+            self._run(len(tokens))
+            self._ahead = self._result(first_row, [at + 1 for at in positions], after=step)
+        return step
+
+    def _put_inputs(self, first_row: int, tokens: Sequence[int], positions: Sequence[int]) -> None:
+        if self._last is not None:
+            # It may still use the host's memory.
+            self._last.settle()
+        count, inputs = len(tokens), self._inputs
         inputs[0, :count] = torch.tensor(tokens, dtype=torch.int32)
         torch.arange(first_row, first_row + count, dtype=torch.int32, out=inputs[1, :count])
         inputs[2, :count] = torch.tensor(positions, dtype=torch.int32)
-        inputs[2, count:size] = -1
+        inputs[2, count : _batch_size(count)] = -1
         self._step.inputs.copy_(inputs, non_blocking=True)
+
+    def _run(self, count: int) -> None:
+        """Run a step of the first `count` inputs."""
+        size = _batch_size(count)
         if (graph := self._graphs.get(size)) is not None:
             graph.replay()
         else:
             # The step itself warms what its capture needs.
             self._forward.decode(size)
             self._capture(size)
-        if not all(draw.plain for draw in draws):
-            return choose(self._step.logits[:count], draws)
-        self._chosen.copy_(self._step.chosen, non_blocking=True)
-        self._pending = _Pending(self._chosen, count)
-        return self._pending
+
+    def _result(
+        self, first_row: int, positions: Sequence[int], after: "_Pending | None" = None
+    ) -> "_Pending":
+        """The choices of the step that was begun last."""
+        self._chosen.reverse()
+        self._chosen[0].copy_(self._step.chosen, non_blocking=True)
+        return _Pending(self._chosen[0], first_row, positions, after)
 
     @torch.inference_mode()
     def move(self, source: int, target: int, length: int) -> None:
         """Copy the first `length` positions of row `source` to row `target`."""
+        self._steady, self._ahead = False, None
         self._cache[:, :, target, :, :length] = self._cache[:, :, source, :, :length]
 
     def clear(self, row: int) -> None:
@@ -153,23 +187,45 @@ class CudaRunner:
 
 
 class _Pending(Sequence[Choice | None]):
-    """The choices of a step that may still be running; reading them waits for it."""
+    """The choices of a step that may still be running; reading them waits for it.
 
-    def __init__(self, chosen: torch.Tensor, count: int) -> None:
-        self._chosen, self._count = chosen, count
+    Args:
+        chosen: where the device writes them.
+        first_row: of the step.
+        positions: of its tokens.
+        after: the step whose choices are its tokens, if the host has not said them.
+    """
+
+    def __init__(
+        self,
+        chosen: torch.Tensor,
+        first_row: int,
+        positions: Sequence[int],
+        after: "_Pending | None",
+    ) -> None:
+        self._chosen, self._first_row, self._positions = chosen, first_row, list(positions)
+        self._after = after
         self._choices: list[Choice | None] | None = None
         self._done = torch.cuda.Event()  # type: ignore[no-untyped-call]
         self._done.record()
+
+    def is_for(self, first_row: int, tokens: Sequence[int], positions: Sequence[int]) -> bool:
+        """Whether it ran what is asked for: the choices of the step before, one position on."""
+        if self._after is None or first_row != self._first_row:
+            return False
+        chosen = [choice.token if choice else -1 for choice in self._after]
+        self._after = None  # lest every step kept all before it
+        return list(positions) == self._positions and list(tokens) == chosen
 
     def settle(self) -> list[Choice | None]:
         """Wait for the step and take its choices from the memory that the next one writes to."""
         if self._choices is None:
             self._done.synchronize()
-            self._choices = [_choice(token) for token in self._chosen[: self._count].tolist()]
+            self._choices = [_choice(token) for token in self._chosen[: len(self)].tolist()]
         return self._choices
 
     def __len__(self) -> int:
-        return self._count
+        return len(self._positions)
 
     @overload
     def __getitem__(self, index: int) -> Choice | None: ...
