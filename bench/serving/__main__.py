@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.serving import ROOT, machine, memory, plot, report, scenarios, starts
+from bench.serving.figures import Objective
 from bench.serving.servers import Server, llama_cpp, llm_inference, transformers_serve
 from dev import environment
 from dev.stand_ins.cache import models
@@ -52,6 +53,11 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument(
         "--url", action="append", default=[], metavar="NAME=URL", help="one that runs already"
     )
+    top.add_argument("--streams", type=int, default=16, help="of the large load (%(default)s)")
+    top.add_argument("--tokens", type=int, default=64, help="of an answer (%(default)s)")
+    top.add_argument("--ttft", type=float, default=2000, help="objective: ms (%(default)s)")
+    top.add_argument("--itl", type=float, default=100, help="objective: ms a token (%(default)s)")
+    top.add_argument("--extra", type=json.loads, default={}, help="fields of each body, in JSON")
     top.add_argument("--llama-python", type=Path, help="a Python that has llama-cpp-python")
     top.add_argument("--gguf", type=Path, help="the model that it serves")
     top.add_argument("--as-is", action="store_true", help="install and fetch nothing before")
@@ -70,7 +76,7 @@ def chosen_servers(chosen: argparse.Namespace, directory: Path) -> list[Server]:
     """
     known = {
         "llm-inference": lambda: llm_inference(directory, chosen.model, chosen.inference),
-        "transformers": lambda: transformers_serve(directory),
+        "transformers": lambda: transformers_serve(directory, chosen.streams),
     }
     names = [name for name in chosen.servers.split(",") if name]
     if unknown := set(names) - set(known):
@@ -108,7 +114,16 @@ def measure(chosen: argparse.Namespace) -> dict[str, Any]:
     if on["load"] > machine.QUIET:
         print(f"load {on['load']}: others use this machine, figures will not hold", file=sys.stderr)
     starts.read_once(directory)
-    measured = scenarios.measure(servers, rounds=chosen.rounds, cold_starts=chosen.starts)
+    objective = Objective(chosen.ttft / 1000, chosen.itl / 1000)
+    sent = scenarios.loads(chosen.streams, chosen.tokens)
+    measured = scenarios.measure(
+        servers,
+        sent=sent,
+        objective=objective,
+        rounds=chosen.rounds,
+        cold_starts=chosen.starts,
+        extra=chosen.extra,
+    )
     for server in servers:
         measured["servers"][server.name]["weights"] = server.weights
     return {
@@ -120,10 +135,11 @@ def measure(chosen: argparse.Namespace) -> dict[str, Any]:
             "model": chosen.model,
             "rounds": chosen.rounds,
             "starts": chosen.starts,
-            "objective": dataclasses.asdict(scenarios.OBJECTIVE),
-            "loads": {name: dataclasses.asdict(load) for name, load in scenarios.LOADS.items()},
+            "extra": chosen.extra,
+            "objective": dataclasses.asdict(objective),
+            "loads": {name: dataclasses.asdict(load) for name, load in sent.items()},
         },
-        "cache": scenarios.cache_tokens() * memory.cache_bytes_per_token(directory),
+        "cache": scenarios.cache_tokens(sent) * memory.cache_bytes_per_token(directory),
         **measured,
     }
 

@@ -24,7 +24,7 @@ _ASK = (
 
 
 def describe() -> dict[str, Any]:
-    """Processor, cores, memory in bytes, kernel, Python, and the load of the last minute."""
+    """Processor, cores, memory in bytes, GPU, kernel, Python, and the load of the last minute."""
     model = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.M)
     memory = re.search(r"^MemTotal: +(\d+) kB$", Path("/proc/meminfo").read_text(), re.M)
     return {
@@ -32,10 +32,21 @@ def describe() -> dict[str, Any]:
         "architecture": platform.machine(),
         "cores": len(os.sched_getaffinity(0)),
         "memory": int(memory[1]) * 1024 if memory else 0,
+        "gpu": gpu(),
         "kernel": platform.release(),
         "python": platform.python_version(),
         "load": round(os.getloadavg()[0], 2),
     }
+
+
+def gpu() -> str:
+    """Names of the NVIDIA GPUs, empty without one."""
+    try:
+        command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+        asked = subprocess.run(command, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return ", ".join(asked.stdout.splitlines())
 
 
 def versions(python: str) -> dict[str, str]:

@@ -33,7 +33,7 @@ def _memory(server: Document) -> float:
 
 PANELS: tuple[tuple[str, str, Callable[[Document], float]], ...] = (
     ("1 stream, tokens/s", "more is better", lambda s: _load(s, "one", "decoding")),
-    ("16 streams, tokens/s", "more is better", lambda s: _load(s, "sixteen", "decoding")),
+    ("{many} streams, tokens/s", "more is better", lambda s: _load(s, "many", "decoding")),
     ("long prompt, first token, ms", "less is better", lambda s: _p50(s, "prompt", "ttft")),
     ("start to first token, s", "less is better", _first_token),
     ("memory (PSS), MB", "less is better", _memory),
@@ -46,18 +46,19 @@ def draw(document: Document, file: Path) -> None:
     from matplotlib.figure import Figure  # noqa: PLC0415
 
     names = list(document["servers"])
+    many = document["settings"]["loads"]["many"]["streams"]
     style = {"svg.hashsalt": "bench", "svg.fonttype": "none", "font.size": 8}
     with mpl.rc_context(style):
         figure = Figure(figsize=(9, 0.9 + 0.45 * len(names) * 2), layout="constrained")
         panels = figure.subplots(2, 3).flat
         for panel, (title, better, value) in zip(panels, PANELS, strict=False):
             values = [value(server) for server in document["servers"].values()]
-            _bars(panel, values, title, better)
+            _bars(panel, values, title.format(many=many), better)
         _legend(figure.axes[len(PANELS)], names)
         on = document["machine"]
+        where = on["gpu"] or f"{on['cores']} cores of {on['cpu']}"
         figure.suptitle(
-            f"{document['settings']['model']}, {on['cores']} cores of {on['cpu']}, "
-            f"{document['taken'][:10]}",
+            f"{document['settings']['model']}, {where}, {document['taken'][:10]}",
             fontsize=9,
         )
         figure.savefig(file, format="svg", facecolor="white", metadata={"Date": None})

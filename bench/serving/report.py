@@ -27,10 +27,12 @@ def markdown(document: Document) -> str:
 def machine(document: Document) -> str:
     """A sentence about what was measured, where and when."""
     on, settings = document["machine"], document["settings"]
+    gpu = f", {on['gpu']}" if on["gpu"] else ""
     have = ", ".join(f"{name} {version}" for name, version in document["versions"].items())
     return (
         f"{settings['model']} on {on['cpu']} ({on['architecture']}), {on['cores']} cores, "
-        f"{on['memory'] / _GIBIBYTE:.0f} GiB, Linux {on['kernel']}, Python {on['python']}, {have}; "
+        f"{on['memory'] / _GIBIBYTE:.0f} GiB{gpu}, Linux {on['kernel']}, Python {on['python']}, "
+        f"{have}; "
         f"{document['taken']}, commit {document['commit'] or 'unknown'}, "
         f"load {on['load']:.1f} before the run. Medians of {settings['rounds']} rounds "
         f"and of {settings['starts']} starts, the servers in turn."
@@ -42,14 +44,15 @@ def table(document: Document) -> str:
     servers = document["servers"]
     objective = document["settings"]["objective"]
     good = f"first token in {objective['ttft']:g} s, then {1 / objective['itl']:g} tokens a second"
+    many = f"{document['settings']['loads']['many']['streams']} streams"
     rows: list[tuple[str, Callable[[Document], str]]] = [
         ("1 stream, tok/s", lambda s: spread(_loads(s, "one", "decoding"))),
-        ("16 streams, tok/s", lambda s: spread(_loads(s, "sixteen", "decoding"))),
+        (f"{many}, tok/s", lambda s: spread(_loads(s, "many", "decoding"))),
         ("1 stream, between tokens, p50 / p90 / p99", lambda s: _times(s, "one", "itl")),
-        ("16 streams, between tokens", lambda s: _times(s, "sixteen", "itl")),
-        ("16 streams, first token", lambda s: _times(s, "sixteen", "ttft")),
-        ("16 streams, whole answer", lambda s: _times(s, "sixteen", "e2e")),
-        (f"16 streams, goodput: {good}", _goodput),
+        (f"{many}, between tokens", lambda s: _times(s, "many", "itl")),
+        (f"{many}, first token", lambda s: _times(s, "many", "ttft")),
+        (f"{many}, whole answer", lambda s: _times(s, "many", "e2e")),
+        (f"{many}, goodput: {good}", _goodput),
         (f"{_prompt(servers)}-token prompt, first token", lambda s: _times(s, "prompt", "ttft")),
         ("start to ready", lambda s: _seconds(_starts(s, "ready"))),
         ("start to first token", lambda s: _seconds(_starts(s, "first_token"))),
@@ -132,7 +135,7 @@ def _seconds(values: Sequence[float]) -> str:
 
 
 def _goodput(server: Document) -> str:
-    share = median(_loads(server, "sixteen", "goodput"))
+    share = median(_loads(server, "many", "goodput"))
     return NONE if math.isnan(share) else f"{share * 100:.0f} %"
 
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import functools
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,9 +23,6 @@ from bench.serving.prompts import SHORT
 from bench.serving.servers import Server, ServerError, running, target, wait_until_ready
 
 Document = dict[str, Any]
-
-OBJECTIVE = Objective(ttft=2.0, itl=0.1)
-"""What counts as good on a small machine: two seconds to begin, then ten tokens a second."""
 
 
 TEMPLATE_TOKENS = 42
@@ -45,29 +43,35 @@ class Load:
 
     streams: int
     requests: int
-    tokens: int = 64
+    tokens: int
     words: int = SHORT
     warm_up: int = 1
 
 
-LOADS = {
-    "one": Load(streams=1, requests=3),
-    "sixteen": Load(streams=16, requests=32, warm_up=16),
-    "prompt": Load(streams=1, requests=5, tokens=4, words=512 - TEMPLATE_TOKENS),
-}
+def loads(streams: int = 16, tokens: int = 64) -> dict[str, Load]:
+    """One stream, `streams` streams, each of answers of so many tokens, and a long prompt."""
+    return {
+        "one": Load(streams=1, requests=3, tokens=tokens),
+        "many": Load(streams=streams, requests=2 * streams, tokens=tokens, warm_up=streams),
+        "prompt": Load(streams=1, requests=5, tokens=4, words=512 - TEMPLATE_TOKENS),
+    }
 
 
-def cache_tokens() -> int:
-    """Tokens that the largest load has in a cache at once, at most."""
-    longest = max(LOADS.values(), key=lambda load: load.streams)
-    return longest.streams * (longest.words + TEMPLATE_TOKENS + longest.tokens)
+def cache_tokens(sent: Mapping[str, Load]) -> int:
+    """Tokens that one of these loads has in a cache at once, at most."""
+    return max(
+        load.streams * (load.words + TEMPLATE_TOKENS + load.tokens) for load in sent.values()
+    )
 
 
 def measure(
     servers: Sequence[Server],
     *,
+    sent: Mapping[str, Load],
+    objective: Objective,
     rounds: int,
     cold_starts: int,
+    extra: Mapping[str, Any] | None = None,
     say: Callable[[str], object] = lambda line: print(line, file=sys.stderr, flush=True),
 ) -> Document:
     """All figures of these servers: starts first, then the loads, each in turn.
@@ -76,8 +80,11 @@ def measure(
 
     Args:
         servers: Who is measured.
+        sent: The loads of a round, by name.
+        objective: What counts as a good request.
         rounds: How often all loads are sent to each server.
         cold_starts: How often each server is started for nothing but its first token.
+        extra: Fields of every body, on top of the usual ones.
         say: Told what goes on, and what went wrong.
     """
     documents: Document = {
@@ -101,7 +108,10 @@ def measure(
                 attempt(server, f"start {number + 1}", _start)
     for number in range(rounds):
         for server in _turned(servers, number):
-            attempt(server, f"round {number + 1}", lambda s, d, seed=number: _load(s, d, seed))
+            turn = functools.partial(
+                _load, sent=sent, objective=objective, seed=number, extra=extra or {}
+            )
+            attempt(server, f"round {number + 1}", turn)
     return {"import_torch": imports, "servers": documents}
 
 
@@ -114,12 +124,20 @@ def _start(server: Server, document: Document) -> None:
     document["starts"].append(dataclasses.asdict(starts.start(server)))
 
 
-def _load(server: Server, document: Document, seed: int) -> None:
+def _load(
+    server: Server,
+    document: Document,
+    *,
+    sent: Mapping[str, Load],
+    objective: Objective,
+    seed: int,
+    extra: Mapping[str, Any],
+) -> None:
     """One round: all loads, and then the memory that they left the server with."""
     with running(server) as at:
         wait_until_ready(server, at)
-        whom = target(server, at)
-        for name, load in LOADS.items():
+        whom = dataclasses.replace(target(server, at), extra=extra)
+        for name, load in sent.items():
             work = Work(
                 requests=load.requests,
                 tokens=load.tokens,
@@ -128,7 +146,7 @@ def _load(server: Server, document: Document, seed: int) -> None:
                 seed=seed,
             )
             run = asyncio.run(closed_loop(whom, work, load.streams))
-            figures = run.summary(OBJECTIVE).document()
+            figures = run.summary(objective).document()
             document["loads"].setdefault(name, []).append(figures)
             at.fail_if_ended(server.name)
         if at.process is not None:

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from bench.serving import ROOT
+from bench.serving.machine import gpu
 from bench.serving.stream import Target
 
 START_WITHIN = 180
@@ -106,17 +107,19 @@ def llm_inference(directory: Path, model: str, source: Path = ROOT / "inference"
     )
 
 
-def transformers_serve(directory: Path) -> Server:
+def transformers_serve(directory: Path, streams: int = 16) -> Server:
     """Transformers' own server with continuous batching.
 
-    Its cache is bounded, to 32 blocks of 256 tokens: by default it takes 60 % of the memory.
+    Its cache is bounded, to two blocks of 256 tokens a stream: by default it takes 60 % of the
+    memory.
     """
     return Server(
         name="transformers serve --continuous-batching",
         model=str(directory),
         command=(
             *(str(Path(sys.executable).with_name("transformers")), "serve", str(directory)),
-            *("--continuous-batching", "--cb-num-blocks", "32", "--device", "cpu"),
+            *("--continuous-batching", "--cb-num-blocks", str(2 * streams)),
+            *("--device", "cuda" if gpu() else "cpu"),
             *("--host", "127.0.0.1", "--port", "{port}"),
         ),
         variables={"HF_HUB_OFFLINE": "1"},

@@ -5,8 +5,13 @@ import sys
 import pytest
 
 from bench.serving import overhead, scenarios
-from bench.serving.scenarios import LOADS, measure
+from bench.serving.figures import Objective
+from bench.serving.prompts import SHORT
+from bench.serving.scenarios import loads, measure
 from bench.serving.servers import Server
+
+LOADS = loads(streams=6, tokens=5)
+OBJECTIVE = Objective(ttft=60)
 
 
 @pytest.fixture
@@ -16,7 +21,13 @@ def names():
 
 
 def run(servers, names, **how):
-    return measure(servers, say=lambda line: names.append(line.rpartition(" (")[0]), **how)
+    return measure(
+        servers,
+        sent=LOADS,
+        objective=OBJECTIVE,
+        say=lambda line: names.append(line.rpartition(" (")[0]),
+        **how,
+    )
 
 
 @pytest.fixture
@@ -43,7 +54,7 @@ def test_a_server_that_fails_does_not_end_the_run(quick, names):
     measured = run([broken, quick], names, rounds=2, cold_starts=1)
     assert measured["servers"]["broken"]["errors"] == ["broken ended with 1: no model"] * 3
     assert measured["servers"]["broken"]["loads"] == {}
-    assert len(measured["servers"]["quick"]["loads"]["sixteen"]) == 2
+    assert len(measured["servers"]["quick"]["loads"]["many"]) == 2
     assert len(measured["import_torch"]) == 1
     assert [name.partition(": broken")[0] for name in names] == [
         "broken: start 1",
@@ -56,6 +67,5 @@ def test_a_server_that_fails_does_not_end_the_run(quick, names):
 
 def test_the_long_prompt_has_512_tokens_and_the_cache_holds_the_largest_load():
     assert LOADS["prompt"].words + scenarios.TEMPLATE_TOKENS == 512
-    sixteen = LOADS["sixteen"]
-    tokens = sixteen.words + scenarios.TEMPLATE_TOKENS + sixteen.tokens
-    assert scenarios.cache_tokens() == 16 * tokens
+    assert scenarios.cache_tokens(loads()) == 16 * (SHORT + scenarios.TEMPLATE_TOKENS + 64)
+    assert scenarios.cache_tokens(loads(streams=1)) == 512 + 4
