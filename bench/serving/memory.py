@@ -67,5 +67,6 @@ def cache_bytes_per_token(directory: Path) -> int:
     """Bytes that keys and values of one token take in 16 bits, of a model with full attention."""
     config = json.loads((directory / "config.json").read_text())
     heads = config["num_attention_heads"]
-    size = config.get("head_dim") or config["hidden_size"] // heads
-    return 2 * 2 * config["num_hidden_layers"] * config.get("num_key_value_heads", heads) * size
+    size: int = config.get("head_dim") or config["hidden_size"] // heads
+    layers: int = config["num_hidden_layers"]
+    return 2 * 2 * layers * int(config.get("num_key_value_heads", heads)) * size

@@ -47,8 +47,7 @@ def draw(document: Document, file: Path) -> None:
 
     names = list(document["servers"])
     many = document["settings"]["loads"]["many"]["streams"]
-    style = {"svg.hashsalt": "bench", "svg.fonttype": "none", "font.size": 8}
-    with mpl.rc_context(style):
+    with mpl.rc_context({"svg.hashsalt": "bench", "svg.fonttype": "none", "font.size": 8}):
         figure = Figure(figsize=(9, 0.9 + 0.45 * len(names) * 2), layout="constrained")
         panels = figure.subplots(2, 3).flat
         for panel, (title, better, value) in zip(panels, PANELS, strict=False):
