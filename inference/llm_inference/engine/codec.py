@@ -4,6 +4,7 @@ Knows tokenizers and chat templates, no torch. Everything here may be called fro
 only the immutable backend tokenizer is used, never the wrapper's truncation and padding state.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,9 +13,12 @@ from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
 from llm_inference.engine.token_bytes import TokenBytes
+from llm_inference.engine.tokenizer import DirectTokenizer, UnknownTokenizerError, read_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
 
 # Special tokens that an answer's reader must see: a tool call starts, ends or is divided there.
 _CALL_MARKERS = (
@@ -62,9 +66,13 @@ class Detokenizer:
 
 
 class HuggingFaceCodec:
-    """Encodes and decodes with a transformers tokenizer backed by the tokenizers library."""
+    """Encodes and decodes with the tokenizers library, and renders with a model's chat template.
 
-    def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
+    Args:
+        tokenizer: read from a model directory, by ourselves or by transformers.
+    """
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase | DirectTokenizer") -> None:
         self._tokenizer = tokenizer
         self._backend: Tokenizer = tokenizer.backend_tokenizer
         self._backend.no_truncation()
@@ -87,12 +95,25 @@ class HuggingFaceCodec:
         Raises:
             ValueError: it has no tokenizer that the tokenizers library can run.
         """
+        try:
+            return cls(read_tokenizer(directory))
+        except UnknownTokenizerError as error:
+            logger.info("transformers reads the tokenizer: %s", error)
         from transformers import AutoTokenizer  # noqa: PLC0415 - heavy, only in the loader thread
 
         tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
         if getattr(tokenizer, "backend_tokenizer", None) is None:
             raise ValueError("the model has no fast tokenizer (tokenizer.json)")
         return cls(tokenizer)
+
+    def prepare(self) -> None:
+        """Do ahead what the first conversation would wait for; in any thread."""
+        if isinstance(self._tokenizer, DirectTokenizer):
+            try:
+                self._tokenizer.prepare()
+            except Exception:
+                # A broken template is told to whoever sends a conversation.
+                logger.warning("the model's chat template cannot be compiled", exc_info=True)
 
     @property
     def eos_token_id(self) -> int | None:

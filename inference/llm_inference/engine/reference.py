@@ -3,15 +3,18 @@
 One sequence, the whole of it at once, without a cache. Knows `Decoder` and nothing else.
 """
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import nn
 
 from llm_inference.engine.decoder import Decoder, Layer, Rope
 
-_ACTIVATIONS = {
+_ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "silu": nn.functional.silu,
     "gelu": nn.functional.gelu,
-    "gelu_tanh": lambda x: nn.functional.gelu(x, approximate="tanh"),
+    "gelu_tanh": partial(nn.functional.gelu, approximate="tanh"),
 }
 
 
@@ -49,7 +52,7 @@ def _mlp(decoder: Decoder, layer: Layer, x: torch.Tensor) -> torch.Tensor:
 def _attention(decoder: Decoder, layer: Layer, x: torch.Tensor) -> torch.Tensor:
     heads, kv_heads, dim = decoder.heads, decoder.kv_heads, decoder.head_dim
     qkv = nn.functional.linear(x, layer.qkv, layer.qkv_bias).view(len(x), -1, dim).transpose(0, 1)
-    queries, keys, values = qkv.split([heads, kv_heads, kv_heads])
+    queries, keys, values = torch.split(qkv, [heads, kv_heads, kv_heads])
     if layer.query_norm is not None and layer.key_norm is not None:
         queries = _norm(decoder, queries, layer.query_norm)
         keys = _norm(decoder, keys, layer.key_norm)
@@ -71,7 +74,7 @@ def _turn(rope: Rope, x: torch.Tensor) -> torch.Tensor:
     half = len(rope.frequencies)
     angles = torch.arange(x.shape[1], device=x.device)[:, None] * rope.frequencies
     cos, sin = ((part * rope.scale).to(x.dtype) for part in (angles.cos(), angles.sin()))
-    first, second, rest = x.split([half, half, x.shape[-1] - 2 * half], dim=-1)
+    first, second, rest = torch.split(x, [half, half, x.shape[-1] - 2 * half], dim=-1)
     return torch.cat([first * cos - second * sin, second * cos + first * sin, rest], dim=-1)
 
 

@@ -44,9 +44,10 @@ def test_loading_a_model_needs_no_compiler(tmp_path, family):
     code = (
         "import sys, torch\n"
         "from pathlib import Path\n"
-        "from llm_inference.engine import directory, loader\n"
+        "from llm_inference.engine import directory, pretrained\n"
         f"checked = directory.inspect(Path({str(tmp_path)!r}))\n"
-        "model = loader._load_weights(checked, loader.LoadOptions(), torch.device('cpu'))\n"
+        "model = pretrained.load_pretrained(checked, dtype='auto', quantization='none',"
+        " device=torch.device('cpu'))\n"
         "assert model(input_ids=torch.tensor([[1, 2]]))[0].isfinite().all()\n"
         f"print([m for m in {HEAVY} if m in sys.modules])\n"
     )
@@ -55,7 +56,7 @@ def test_loading_a_model_needs_no_compiler(tmp_path, family):
 
 def test_the_real_compiler_is_there_for_who_asks_later():
     code = (
-        "import torch, llm_inference.engine.loader;"
+        "import torch, llm_inference.engine.pretrained;"
         "f = torch.compile(lambda x: x + 1, backend='eager');"
         "print(f(torch.ones(1)).item(), hasattr(torch._dynamo, 'optimize'),"
         " torch.compiler.disable.__module__)"

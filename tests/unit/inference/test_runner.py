@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from llm_inference.engine import loader
+from llm_inference.engine import pretrained
 from llm_inference.engine.cache import RowCache
 from llm_inference.engine.directory import ModelDirectory, ModelLoadError
 from llm_inference.engine.interface import SamplingParams
@@ -57,13 +57,13 @@ def build(family):
 def runner_for(model, rows=4, max_length=256, chunk=None):
     directory = ModelDirectory(path=None, model_id="test", revision=None, config={}, generates=True)
     cache = RowCache(
-        shapes=loader._cache_shapes(model),
+        shapes=pretrained.cache_shapes(model),
         rows=rows,
         max_length=max_length,
         dtype=model.dtype,
         device=model.device,
     )
-    return CausalRunner(model=model, cache=cache, windows=loader._windows(model, directory))
+    return CausalRunner(model=model, cache=cache, windows=pretrained.windows(model, directory))
 
 
 def reference(model, prompt, tokens):
@@ -158,4 +158,4 @@ def test_a_model_without_a_standard_cache_is_refused():
     )
     model = AutoModelForCausalLM.from_config(config).eval()
     with pytest.raises(ModelLoadError, match=r"cannot be batched|standard key-value cache"):
-        loader._cache_shapes(model)
+        pretrained.cache_shapes(model)
