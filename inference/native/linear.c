@@ -1,6 +1,8 @@
 /* A tile of a few rows and a few outs keeps its sums in registers, eight partial sums each, while
  * it goes along the weights: every weight that is loaded and widened is used for all rows of the
  * tile. Four rows and three outs are what 16 registers hold.
+ *
+ * A few rows alone are bound by memory, and memory is fastest when read from front to back.
  */
 #include "linear.h"
 #include "vector.h"
@@ -9,36 +11,83 @@
 
 #define ROWS 4
 #define OUTS 3
-/* One row alone is bound by memory: more outs are more loads in flight. */
-#define OUTS_OF_ONE 4
-/* Outs that all rows meet before the next ones are read. */
-#define OUTS_IN_CACHE 24
-/* Bytes that a single row's weights are asked for in advance. */
-#define PREFETCH 1024
+/* Outs that all rows meet before the next ones, which are asked for meanwhile. */
+#define OUTS_IN_CACHE 12
+/* Bytes that a few rows' weights are asked for in advance. */
+#define PREFETCH 2048
 
-/* Add up a tile; `rows` and `outs` are constants wherever this is used. */
-INLINE void tile(enum type type, const int rows, const int outs, const void *weights, int64_t in,
-                 const float *activations, float *sums, int64_t stride)
+/* The sums of the lanes of `count` vectors, which are followed by enough room for a whole store. */
+INLINE void sum_lanes(const int count, const vec *from, float *to)
 {
-    vec acc[ROWS * OUTS_OF_ONE];
+    const vec zero = _mm256_setzero_ps();
+#pragma unroll
+    for (int i = 0; i < count; i += 4)
+        _mm_storeu_ps(to + i, vec_sums4(from[i], i + 1 < count ? from[i + 1] : zero,
+                                        i + 2 < count ? from[i + 2] : zero,
+                                        i + 3 < count ? from[i + 3] : zero));
+}
+
+/* Add up a lone row. */
+INLINE void row_alone(enum type type, const char *weights, int64_t in, int outs,
+                      const float *activations, float *sums)
+{
+    const int64_t bytes = in * (type == BFLOAT16 ? 2 : 4);
+    for (int o = 0; o < outs; o += 4) {
+        vec acc[4];
+        for (int i = 0; i < 4; i++) {
+            acc[i] = _mm256_setzero_ps();
+            if (o + i >= outs)
+                continue;
+            for (int64_t k = 0; k < in; k += GROUP) {
+                if (type == BFLOAT16) {
+                    const uint16_t *from = (const uint16_t *)weights + k;
+                    __m256i pairs = pairs_load(from);
+                    _mm_prefetch((const char *)from + PREFETCH, _MM_HINT_T0);
+                    acc[i] = vec_fma(pairs_even(pairs), vec_load(activations + k), acc[i]);
+                    acc[i] = vec_fma(pairs_odd(pairs), vec_load(activations + k + 8), acc[i]);
+                } else {
+                    const float *from = (const float *)weights + k;
+                    _mm_prefetch((const char *)from + PREFETCH, _MM_HINT_T0);
+                    acc[i] = vec_fma(vec_load(from), vec_load(activations + k), acc[i]);
+                    acc[i] = vec_fma(vec_load(from + 8), vec_load(activations + k + 8), acc[i]);
+                }
+            }
+            weights += bytes;
+        }
+        float four[4];
+        sum_lanes(4, acc, four);
+        for (int i = 0; i < 4 && o + i < outs; i++)
+            sums[o + i] = four[i];
+    }
+}
+
+/* Add up a tile; `rows` and `outs` are constants wherever this is used. As much as it reads is
+ * asked for at `ahead` bytes behind, if that is not 0. */
+INLINE void tile(enum type type, const int rows, const int outs, const void *weights, int64_t in,
+                 int64_t ahead, const float *activations, float *sums, int64_t stride)
+{
+    vec acc[ROWS * OUTS];
 #pragma unroll
     for (int i = 0; i < rows * outs; i++)
         acc[i] = _mm256_setzero_ps();
     for (int64_t k = 0; k < in; k += GROUP) {
 #pragma unroll
         for (int half = 0; half < 2; half++) {
-            vec w[OUTS_OF_ONE];
+            vec w[OUTS];
+            /* The odd half is loaded anew: registers are scarce. */
+            if (rows == ROWS)
+                __asm__ volatile("" ::: "memory");
 #pragma unroll
             for (int o = 0; o < outs; o++) {
                 if (type == BFLOAT16) {
                     const uint16_t *from = (const uint16_t *)weights + o * in + k;
-                    if (rows == 1 && half == 0)
-                        _mm_prefetch((const char *)from + PREFETCH, _MM_HINT_T0);
+                    if (ahead && half == 0)
+                        _mm_prefetch((const char *)from + ahead, _MM_HINT_T0);
                     w[o] = half ? pairs_odd(pairs_load(from)) : pairs_even(pairs_load(from));
                 } else {
                     const float *from = (const float *)weights + o * in + k + half * 8;
-                    if (rows == 1)
-                        _mm_prefetch((const char *)from + PREFETCH, _MM_HINT_T0);
+                    if (ahead)
+                        _mm_prefetch((const char *)from + ahead, _MM_HINT_T0);
                     w[o] = vec_load(from);
                 }
             }
@@ -51,14 +100,8 @@ INLINE void tile(enum type type, const int rows, const int outs, const void *wei
             }
         }
     }
-    float flat[ROWS * OUTS_OF_ONE];
-#pragma unroll
-    for (int i = 0; i < rows * outs; i += 4) {
-        vec zero = _mm256_setzero_ps();
-        _mm_storeu_ps(flat + i, vec_sums4(acc[i], i + 1 < rows * outs ? acc[i + 1] : zero,
-                                          i + 2 < rows * outs ? acc[i + 2] : zero,
-                                          i + 3 < rows * outs ? acc[i + 3] : zero));
-    }
+    float flat[ROWS * OUTS];
+    sum_lanes(rows * outs, acc, flat);
 #pragma unroll
     for (int r = 0; r < rows; r++)
 #pragma unroll
@@ -66,38 +109,68 @@ INLINE void tile(enum type type, const int rows, const int outs, const void *wei
             sums[r * stride + o] = flat[r * outs + o];
 }
 
-INLINE void tiles_of_outs(enum type type, const int rows, const void *weights, int64_t in, int outs,
-                          const float *activations, float *sums, int64_t stride)
+/* Tiles of all the rows and one out, so that weights are read from front to back. */
+INLINE void few_rows(enum type type, const char *weights, int64_t in, int outs,
+                     const float *activations, int rows, float *sums, int64_t stride)
 {
-    const int width = rows == 1 ? OUTS_OF_ONE : OUTS;
+    const int64_t bytes = in * (type == BFLOAT16 ? 2 : 4);
+    if (rows == 1)
+        row_alone(type, weights, in, outs, activations, sums);
+    else if (rows == 2)
+        for (int o = 0; o < outs; o++)
+            tile(type, 2, 1, weights + o * bytes, in, PREFETCH, activations, sums + o, stride);
+    else if (rows == 3)
+        for (int o = 0; o < outs; o++)
+            tile(type, 3, 1, weights + o * bytes, in, PREFETCH, activations, sums + o, stride);
+    else
+        for (int o = 0; o < outs; o++)
+            tile(type, 4, 1, weights + o * bytes, in, PREFETCH, activations, sums + o, stride);
+}
+
+/* The rows share the asking for what lies `ahead`: this is group `turn` of `turns`. */
+INLINE void tiles_of_outs(enum type type, const int rows, const void *weights, int64_t in, int outs,
+                          int64_t ahead, int turn, int turns, const float *activations, float *sums,
+                          int64_t stride)
+{
     const int64_t bytes = in * (type == BFLOAT16 ? 2 : 4);
     int o = 0;
-    for (; o + width <= outs; o += width)
-        tile(type, rows, width, (const char *)weights + o * bytes, in, activations, sums + o,
-             stride);
+    for (int number = 0; o + OUTS <= outs; o += OUTS, number++) {
+        const void *from = (const char *)weights + o * bytes;
+        if (ahead && number % turns == turn)
+            tile(type, rows, OUTS, from, in, ahead, activations, sums + o, stride);
+        else
+            tile(type, rows, OUTS, from, in, 0, activations, sums + o, stride);
+    }
     for (; o < outs; o++)
-        tile(type, rows, 1, (const char *)weights + o * bytes, in, activations, sums + o, stride);
+        tile(type, rows, 1, (const char *)weights + o * bytes, in, 0, activations, sums + o, stride);
 }
 
 INLINE void sums_of(enum type type, const struct matrix *matrix, int64_t first, int64_t end,
                     const float *activations, int rows, float *sums, int64_t stride)
 {
     const int64_t in = matrix->in, bytes = in * (type == BFLOAT16 ? 2 : 4);
-    const int64_t step = rows == 1 ? end - first : OUTS_IN_CACHE;
+    const int64_t step = OUTS_IN_CACHE;
+    const int turns = (rows + ROWS - 1) / ROWS;
+    if (rows <= ROWS) {
+        few_rows(type, (const char *)matrix->weights + first * bytes, in, (int)(end - first),
+                 activations, rows, sums, stride);
+        return;
+    }
     for (int64_t out = first; out < end; out += step) {
         const void *weights = (const char *)matrix->weights + out * bytes;
         const int outs = (int)(end - out < step ? end - out : step);
+        const int64_t ahead = out + step < end ? step * bytes : 0;
         float *to = sums + (out - first);
         const float *from = activations;
-        int left = rows;
-        for (; left >= ROWS; left -= ROWS, from += ROWS * in, to += ROWS * stride)
-            tiles_of_outs(type, ROWS, weights, in, outs, from, to, stride);
+        int turn = 0, left = rows;
+        for (; left >= ROWS; left -= ROWS, turn++, from += ROWS * in, to += ROWS * stride)
+            tiles_of_outs(type, ROWS, weights, in, outs, ahead, turn, turns, from, to, stride);
         if (left == 3)
-            tiles_of_outs(type, 3, weights, in, outs, from, to, stride);
+            tiles_of_outs(type, 3, weights, in, outs, ahead, turn, turns, from, to, stride);
         else if (left == 2)
-            tiles_of_outs(type, 2, weights, in, outs, from, to, stride);
+            tiles_of_outs(type, 2, weights, in, outs, ahead, turn, turns, from, to, stride);
         else if (left == 1)
-            tiles_of_outs(type, 1, weights, in, outs, from, to, stride);
+            tiles_of_outs(type, 1, weights, in, outs, ahead, turn, turns, from, to, stride);
     }
 }
 

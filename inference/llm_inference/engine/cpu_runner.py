@@ -72,5 +72,5 @@ class CpuRunner:
         """Copy the first `length` positions of row `source` to row `target`."""
         self._decoder.copy(source, target, length)
 
-    def clear(self, row: int) -> None:
-        """Nothing to do: a row never reads what it has not written, nor multiplies it by zero."""
+    def clear(self, row: int, length: int) -> None:
+        """Nothing to do: positions that a row has not written itself are not read, not even as 0."""
