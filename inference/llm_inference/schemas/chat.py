@@ -49,6 +49,10 @@ class Message(Strict):
     name: Text | None = None
     tool_calls: Annotated[list[EarlierCall], Field(max_length=128)] | None = None
     tool_call_id: Text | None = None
+    # What clients have of an answer and send back with it; it says nothing.
+    annotations: Annotated[list[Any], Field(max_length=0)] | None = None
+    audio: None = None
+    function_call: None = None
     refusal: None = None
 
     @model_validator(mode="after")
