@@ -24,7 +24,6 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from bench.serving.load import Work, closed_loop
 from bench.serving.stream import Target, ask
@@ -65,7 +64,7 @@ def serving(model: Path, log: Path) -> Iterator[tuple[int, str, float]]:
             process.wait()
 
 
-def get(url: str) -> Any:
+def get(url: str) -> object:
     """The JSON of a page, None if it is not there or not ready."""
     try:
         with urllib.request.urlopen(url, timeout=5) as answer:  # noqa: S310 - loopback
