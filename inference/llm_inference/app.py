@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
-from fastapi.routing import APIRoute
 
 from llm_inference import __version__
 from llm_inference.errors import add_handlers
@@ -46,7 +45,6 @@ def create_app(
     app.state.serving = serving
     app.include_router(health.router)
     app.include_router(openai.router)
-    routes = frozenset(route.path for route in app.routes if isinstance(route, APIRoute))
-    app.add_middleware(Gate, serving=serving, keys=keys, routes=routes, trace=trace)
+    app.add_middleware(Gate, serving=serving, keys=keys, trace=trace)
     add_handlers(app)
     return app

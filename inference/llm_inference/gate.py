@@ -27,6 +27,18 @@ access_log = logging.getLogger("llm_inference.access")
 # What is asked of the model or tells about it: guarded by keys, counted, logged. All else, probes,
 # metrics and the API's description, is open and always answered.
 API = ("/v1/", "/tokenize", "/detokenize", "/info")
+# Paths that become labels of metrics and names of spans; a scanner's guesses do not.
+ROUTES = frozenset(
+    {
+        "/v1/chat/completions",
+        "/v1/completions",
+        "/v1/embeddings",
+        "/v1/models",
+        "/tokenize",
+        "/detokenize",
+        "/info",
+    }
+)
 
 _CLIENT_CLOSED = 499  # nginx's status for a client that has gone
 # Routes end their own requests in time, with what they know; the gate ends those that did not.
@@ -46,8 +58,8 @@ class Gate:
         app: the application behind it.
         serving: the server's life.
         keys: who may ask; None for everyone.
-        routes: paths of the application, the only ones that become labels.
         trace: called with the record of each request that is over; returns the trace's id.
+        routes: paths that become labels, all others being "other".
     """
 
     def __init__(
@@ -55,8 +67,8 @@ class Gate:
         app: ASGIApp,
         serving: Serving,
         keys: KeyFile | None,
-        routes: frozenset[str],
         trace: Callable[[Record], str | None],
+        routes: frozenset[str] = ROUTES,
     ) -> None:
         self._app = app
         self._serving = serving

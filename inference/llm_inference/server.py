@@ -5,6 +5,7 @@ listening socket stays open until it has.
 """
 
 import asyncio
+import contextvars
 import math
 import socket
 import time
@@ -51,7 +52,8 @@ class Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002
         """Called by uvicorn on SIGTERM and SIGINT, between two instructions of the loop."""
-        self._loop.call_soon_threadsafe(self._drain)
+        # In a context of its own: this one may be that of a request that has just been served.
+        self._loop.call_soon_threadsafe(self._drain, context=contextvars.Context())
 
     async def stop_when_finished(self) -> None:
         """Let uvicorn exit once the server has drained or has failed."""
@@ -126,6 +128,7 @@ async def _serve(
         create_app(serving, keys, traces.report) if traces else create_app(serving, keys),
         http=HttpProtocol,
         ws="none",
+        reset_contextvars=True,
         log_config=None,
         access_log=False,
         server_header=False,

@@ -15,6 +15,7 @@ from starlette.responses import JSONResponse, StreamingResponse
 from starlette.routing import Route
 
 from llm_inference import logs
+from llm_inference.app import create_app
 from llm_inference.body import MAX_DEPTH
 from llm_inference.engine.interface import (
     Capacity,
@@ -24,7 +25,8 @@ from llm_inference.engine.interface import (
     Load,
     TokenEvent,
 )
-from llm_inference.gate import Gate
+from llm_inference.gate import API, Gate
+from llm_inference.gate import ROUTES as ROUTES_OF_THE_API
 from llm_inference.health import Health, Phase
 from llm_inference.keys import KeyFile
 from llm_inference.protocol import HttpProtocol
@@ -410,6 +412,13 @@ async def test_a_client_that_left_is_499(access):
         await until(lambda: len(access()) == 2)
         del reader
     assert [line["status"] for line in access()] == [499, 499]
+
+
+def test_the_routes_of_the_application_are_all_known():
+    serving = Serving(Settings(), Health(), load=lambda _: Engine())
+    paths = create_app(serving).openapi()["paths"]
+    guarded = {path for path in paths if path.startswith(API) and "{" not in path}
+    assert guarded == ROUTES_OF_THE_API
 
 
 async def test_an_unknown_path_becomes_no_label(access):

@@ -170,7 +170,8 @@ def test_a_protocol_that_is_not_spoken_is_refused():
 def test_without_an_endpoint_the_sdk_is_not_imported():
     code = (
         "import sys, llm_inference.server;"
-        "print([name for name in sys.modules if name.startswith(('opentelemetry.sdk', 'opentelemetry.exporter'))])"
+        "parts = ('opentelemetry.sdk', 'opentelemetry.exporter');"
+        "print([name for name in sys.modules if name.startswith(parts)])"
     )
     result = subprocess.run(
         [sys.executable, "-c", code],
