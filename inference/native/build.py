@@ -1,4 +1,4 @@
-"""Compile the native library: python build.py OUTPUT
+"""Compile the native library: `python build.py OUTPUT`.
 
 Where the library is newer than its sources, nothing happens. The compiler is zig's, from the wheel
 `ziglang`; it brings the headers of the oldest C library that the images may run on.

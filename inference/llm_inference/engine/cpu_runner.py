@@ -72,5 +72,5 @@ class CpuRunner:
         """Copy the first `length` positions of row `source` to row `target`."""
         self._decoder.copy(source, target, length)
 
-    def clear(self, row: int, length: int) -> None:
-        """Nothing to do: positions that a row has not written itself are not read, not even as 0."""
+    def clear(self, row: int) -> None:
+        """Nothing to do: what a sequence has not written itself is never read."""

@@ -190,7 +190,7 @@ class NativeDecoder:
             self._logits = torch.empty((count, self._logits.shape[1]), dtype=torch.float32)
         failed = self._library.decoder_step(
             self._handle,
-            (_Span * count)(*spans),
+            (_Span * count)(*(_Span(*span) for span in spans)),
             count,
             (c_int64 * len(tokens))(*tokens),
             self._logits.data_ptr() if logits else None,
