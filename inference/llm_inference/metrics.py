@@ -70,7 +70,7 @@ class Metrics:
         gauge("kv_cache_usage_perc", "Used share of the KV cache.", lambda: self.load().cache_usage)
 
     def _count(self) -> None:
-        self._prompt_tokens = self._counter("vllm:prompt_tokens", "Prompt tokens read.")
+        self._prompt_tokens = self._counter("vllm:prompt_tokens", "Prompt tokens read or found.")
         self._generation_tokens = self._counter("vllm:generation_tokens", "Tokens generated.")
         self._prefix_queries = self._counter(
             "vllm:prefix_cache_queries", "Prompt tokens looked up among the kept prefixes."
@@ -196,6 +196,8 @@ class Metrics:
         """Of `queried` prompt tokens of a sequence, `hit` were in the cache already."""
         self._prefix_queries.inc(queried)
         self._prefix_hits.inc(hit)
+        # vLLM counts what a prompt has, wherever it comes from.
+        self._prompt_tokens.inc(hit)
 
     def first_token(self, seconds: float) -> None:
         """A sequence got its first token this long after it was submitted."""

@@ -7,6 +7,7 @@ listening socket stays open until it has.
 import asyncio
 import contextvars
 import math
+import resource
 import socket
 import time
 from contextlib import suppress
@@ -33,6 +34,7 @@ _CLOSE_SECONDS = 2
 _KEEP_ALIVE_SECONDS = 620
 # Seconds for a collector to take the last traces.
 _FLUSH_SECONDS = 3.0
+_FILES = 65536
 
 
 class Server(uvicorn.Server):
@@ -79,6 +81,7 @@ def run(settings: Settings) -> str | None:
             the file that should hold some.
     """
     logs.configure(settings.log_level, settings.log_format)
+    _allow_connections()
     keys = _read_keys(settings)
     listener = _listen(settings)
     health = Health(
@@ -91,6 +94,14 @@ def run(settings: Settings) -> str | None:
     runner = asyncio.Runner(loop_factory=uvicorn_loop)
     runner.run(_serve(settings, health, listener, keys))
     return health.error
+
+
+def _allow_connections() -> None:
+    """Have a file for each connection where the soft limit is the 1024 of old."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _FILES if hard == resource.RLIM_INFINITY else min(hard, _FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _read_keys(settings: Settings) -> KeyFile | None:

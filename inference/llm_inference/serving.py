@@ -199,6 +199,7 @@ def load_engine(serving: Serving) -> Engine:
             max_length=settings.max_length,
             max_concurrency=settings.max_concurrency,
             max_queue=settings.max_queue,
+            max_queue_tokens=settings.max_queue_tokens,
         ),
         on_phase=lambda phase: health.enter(Phase(phase)),
         observer=observer,

@@ -79,6 +79,13 @@ class Settings(BaseSettings):
     max_queue: int = Field(
         default=64, ge=0, le=100_000, description="sequences waiting before requests get 429"
     )
+    max_queue_tokens: int | None = Field(
+        default=None,
+        ge=1,
+        le=1 << 31,
+        description="tokens, prompts and outputs together, that may wait; a quarter of "
+        "LLM_MAX_QUEUE times LLM_MAX_LENGTH",
+    )
     request_timeout_seconds: float = Field(
         default=300, gt=0, le=86_400, description="longest life of one request"
     )

@@ -48,12 +48,14 @@ class Admission:
             EngineFullError: there is no room for them.
         """
         tokens = sum(map(_tokens, sequences))
-        excess = occupied + self._number + len(sequences) - self._limit
-        if excess <= 0 and occupied + self._number + len(sequences) > self._places:
-            excess_tokens = self._tokens + tokens - self._token_limit
-            excess = math.ceil(excess_tokens * self._number / max(1, self._tokens))
-        if excess > 0:
-            raise EngineFullError(self._retry_after(excess))
+        together = occupied + self._number + len(sequences)
+        if together > self._limit:
+            raise EngineFullError(self._retry_after(together - self._limit))
+        excess = self._tokens + tokens - self._token_limit
+        if excess > 0 and together > self._places:
+            places = math.ceil(excess * self._number / max(1, self._tokens))
+            if places > 0:
+                raise EngineFullError(self._retry_after(places), "max_num_queued_tokens")
         self._queues.setdefault(sequences[0].client, deque()).extend(sequences)
         self._number += len(sequences)
         self._tokens += tokens

@@ -15,11 +15,19 @@ class EngineError(Exception):
 
 
 class EngineFullError(EngineError):
-    """The waiting queue is full; `retry_after` says in how many seconds to try again."""
+    """The waiting queue is full; `retry_after` says in how many seconds to try again.
 
-    def __init__(self, retry_after: int) -> None:
+    `of` is what it is full of, as vLLM names the two bounds.
+    """
+
+    def __init__(
+        self,
+        retry_after: int,
+        of: Literal["max_num_queued_reqs", "max_num_queued_tokens"] = "max_num_queued_reqs",
+    ) -> None:
         super().__init__("The server is at capacity: its queue is full.")
         self.retry_after = retry_after
+        self.of = of
 
 
 class EngineClosedError(EngineError):

@@ -46,6 +46,7 @@ class LoadOptions:
     max_length: int | None = None
     max_concurrency: int = 16
     max_queue: int = 64
+    max_queue_tokens: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,6 +128,7 @@ def _generation(
         max_length=length,
         max_concurrency=options.max_concurrency,
         max_queue=options.max_queue,
+        max_queue_tokens=options.max_queue_tokens,
         vocabulary=model.vocabulary,
     )
     runner = model.runner(rows, length)

@@ -75,7 +75,7 @@ def embedding_engine(serving: Serving, name: str) -> EmbeddingEngine:
 def refused(serving: Serving, error: EngineError) -> ApiError:
     """What a client is told when the engine refuses."""
     if isinstance(error, EngineFullError):
-        serving.metrics.rejected()
+        serving.metrics.rejected(error.of)
         headers = {"Retry-After": str(error.retry_after)}
         return ApiError(429, str(error), code="queue_full", headers=headers)
     if isinstance(error, EngineClosedError):

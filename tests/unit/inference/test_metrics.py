@@ -85,7 +85,7 @@ def test_the_life_of_a_sequence(metrics):
     }
     assert list(sums.values()) == [0.25, 0.75, 2.0, 1.0, 2.0, 2.0, 0.5, 3.0]
     assert found["vllm:time_per_output_token_seconds_count",] == 4
-    assert found["vllm:prompt_tokens_total",] == 4
+    assert found["vllm:prompt_tokens_total",] == 20
     assert found["vllm:generation_tokens_total",] == 5
     assert found["vllm:prefix_cache_hits_total",] == 16
     assert found["vllm:request_success_total", ("finished_reason", "stop")] == 1
