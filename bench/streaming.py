@@ -5,7 +5,8 @@
 The server is the real application under uvicorn, in a process of its own; its engine has no model
 but gives every stream one token a step, so many steps a second that all streams together get
 `--rate` tokens (0: as fast as the loop takes them). Counted is the processor time of the loop's
-thread from the first step to the last, once all streams are open. Prints microseconds a token.
+thread from the first step, once all streams are open, until the last answer has ended. Prints
+microseconds a token.
 """
 
 from __future__ import annotations
@@ -31,6 +32,9 @@ class StepEngine:
     def __init__(self, streams: int, rate: float) -> None:
         self.streams, self.rate = streams, rate
         self.open: list[Any] = []
+        self.used: list[float] = []
+        self.over = threading.Event()
+        self._ended = 0
 
     def add(self, stream: Any, tokens: int) -> None:  # noqa: ANN401 - of two versions
         """Take a stream; the last one starts the steps."""
@@ -39,15 +43,21 @@ class StepEngine:
             loop = asyncio.get_running_loop()
             threading.Thread(target=self._run, args=(loop, tokens), daemon=True).start()
 
+    def end(self) -> None:
+        """Note the end of an answer; called in the loop's thread."""
+        self._ended += 1
+        if self._ended == self.streams:
+            self.used.append(time.thread_time())
+            self.over.set()
+
     def _run(self, loop: asyncio.AbstractEventLoop, tokens: int) -> None:
         from llm_inference.engine.interface import FinishReason, TokenEvent  # noqa: PLC0415
 
         time.sleep(0.5)
-        used: list[float] = []
         taken = threading.Event()
 
         def put(events: Sequence[Any]) -> None:
-            used.append(time.thread_time())
+            self.used.append(time.thread_time())
             for stream, event in zip(self.open, events, strict=True):
                 stream.put(event)
             # In the loop's next turn, after the readers.
@@ -65,10 +75,10 @@ class StepEngine:
                 time.sleep(max(0.0, due - time.perf_counter()))
             else:
                 taken.wait()
+        self.over.wait()
         seconds = time.perf_counter() - began
-        # The last step also ends the answers, so it is not counted.
-        count = self.streams * (tokens - 1)
-        cpu = (used[-1] - used[0]) / count * 1e6
+        count = self.streams * tokens
+        cpu = (self.used[-1] - self.used[0]) / count * 1e6
         figures = {"us_per_token": round(cpu, 1), "tokens_per_second": round(count / seconds)}
         print(json.dumps(figures), flush=True)
 
@@ -100,6 +110,11 @@ def serve(streams: int, rate: float) -> None:
         def encode_chat(self, *_: object, **__: object) -> list[int]:
             return [1, 2, 3]
 
+    class Counted(EventStream):
+        def cancel(self) -> None:
+            super().cancel()
+            steps.end()
+
     class Engine(GenerationEngine):
         capacity = Capacity(
             max_length=1 << 20, max_concurrency=streams, max_queue=8, vocabulary=1000
@@ -115,7 +130,7 @@ def serve(streams: int, rate: float) -> None:
             raise NotImplementedError
 
         def submit(self, request: GenerationRequest) -> Any:  # noqa: ANN401
-            stream = EventStream(1, lambda: None)
+            stream = Counted(1, lambda: None)
             steps.add(stream, request.max_tokens)
             return stream
 

@@ -145,7 +145,7 @@ def check_tokens(tokens: Sequence[int], capacity: Capacity, param: str) -> None:
     if tokens and max(tokens) >= capacity.vocabulary:
         raise ApiError(
             400,
-            f"A token id is beyond the model's vocabulary of {capacity.vocabulary}.",
+            f"{param}: a token id is beyond the model's vocabulary of {capacity.vocabulary}.",
             param=param,
         )
 

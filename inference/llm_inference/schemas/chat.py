@@ -58,13 +58,15 @@ class Message(Strict):
     @model_validator(mode="after")
     def _whole(self) -> "Message":
         if self.tool_calls and self.role != "assistant":
-            raise ParameterError("messages", "Only the assistant's messages have tool_calls.")
+            raise ParameterError("messages", "Only the assistant's messages may have tool_calls.")
         if self.role == "tool" and self.tool_call_id is None:
-            raise ParameterError("messages", "A message of a tool needs a tool_call_id.")
+            raise ParameterError(
+                "messages", "Those messages that are a tool's need a tool_call_id."
+            )
         if self.role != "tool" and self.tool_call_id is not None:
-            raise ParameterError("messages", "Only a tool's message has a tool_call_id.")
+            raise ParameterError("messages", "Only messages of a tool may have a tool_call_id.")
         if self.content is None and not self.tool_calls:
-            raise ParameterError("messages", f"A message of the {self.role} needs content.")
+            raise ParameterError("messages", f"The messages of the {self.role} need content.")
         return self
 
     @property
