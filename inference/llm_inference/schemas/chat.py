@@ -61,7 +61,7 @@ class Message(Strict):
             raise ParameterError("messages", "Only the assistant's messages may have tool_calls.")
         if self.role == "tool" and self.tool_call_id is None:
             raise ParameterError(
-                "messages", "Those messages that are a tool's need a tool_call_id."
+                "messages", "Messages of a tool need a tool_call_id."
             )
         if self.role != "tool" and self.tool_call_id is not None:
             raise ParameterError("messages", "Only messages of a tool may have a tool_call_id.")
