@@ -53,9 +53,8 @@ class Admission:
             raise EngineFullError(self._retry_after(together - self._limit))
         excess = self._tokens + tokens - self._token_limit
         if excess > 0 and together > self._places:
-            places = math.ceil(excess * self._number / max(1, self._tokens))
-            if places > 0:
-                raise EngineFullError(self._retry_after(places), "max_num_queued_tokens")
+            places = max(1, math.ceil(excess * self._number / max(1, self._tokens)))
+            raise EngineFullError(self._retry_after(places), "max_num_queued_tokens")
         self._queues.setdefault(sequences[0].client, deque()).extend(sequences)
         self._number += len(sequences)
         self._tokens += tokens

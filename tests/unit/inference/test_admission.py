@@ -81,6 +81,13 @@ def test_tokens_that_wait_are_bounded():
     admission.add(sequences(prompt=1, max_tokens=1), occupied=4)
 
 
+def test_a_request_larger_than_the_bound_does_not_wait():
+    admission = Admission(CAPACITY)
+    with pytest.raises(EngineFullError):
+        admission.add(sequences(number=3, prompt=60, max_tokens=40), occupied=3)
+    admission.add(sequences(number=3, prompt=60, max_tokens=40), occupied=0)
+
+
 def test_tokens_of_what_starts_at_once_do_not_count():
     admission = Admission(CAPACITY)
     for _ in range(4):
