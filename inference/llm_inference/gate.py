@@ -9,7 +9,8 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -81,42 +82,30 @@ class Gate:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
         elif scope["path"].startswith(API):
-            await self._serve(scope, receive, self._parting(send))
+            await self._serve(scope, receive, _Answer(send, self._serving, self._record(scope)))
         else:
-            await self._app(scope, receive, self._parting(send))
+            await self._app(scope, receive, _Answer(send, self._serving))
 
-    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
-        record = self._record(scope)
+    async def _serve(self, scope: Scope, receive: Receive, answer: "_Answer") -> None:
+        record = answer.record
         logs.request_id.set(record.request_id)
         scope.setdefault("state", {})["record"] = record
-        complete = False
-
-        async def send_and_note(message: Message) -> None:
-            nonlocal complete
-            if message["type"] == "http.response.start":
-                record.status = message["status"]
-                MutableHeaders(scope=message)["x-request-id"] = record.request_id
-            elif message["type"] == "http.response.body":
-                complete = not message.get("more_body")
-            await send(message)
-
         try:
             with self._serving.request():
-                await self._answer(scope, receive, send_and_note, record)
+                await self._answer(scope, receive, answer)
         except Exception:
             logger.exception("a request failed")
-            if not record.status:
-                await _FAILED.response()(scope, receive, send_and_note)
+            if not answer.begun:
+                await _FAILED.response()(scope, receive, answer)
         finally:
             record.ended = time.monotonic()
-            if not complete:
-                record.status = _CLIENT_CLOSED
+            record.status = answer.status if answer.complete else _CLIENT_CLOSED
             self._tell(record)
 
-    async def _answer(self, scope: Scope, receive: Receive, send: Send, record: Record) -> None:
+    async def _answer(self, scope: Scope, receive: Receive, answer: "_Answer") -> None:
         settings = self._serving.settings
         try:
-            self._check_key(scope, record)
+            self._check_key(scope, answer.record)
             self._check_life()
             receive = await body.read(
                 scope,
@@ -125,32 +114,23 @@ class Gate:
                 seconds=settings.receive_timeout_seconds,
             )
         except ApiError as error:
-            await _refuse(error, scope, receive, send)
+            await _refuse(error, scope, receive, answer)
         except body.Disconnected:
             return
         else:
-            await self._pass_on(scope, receive, send)
+            await self._pass_on(scope, receive, answer)
 
-    async def _pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _pass_on(self, scope: Scope, receive: Receive, answer: "_Answer") -> None:
         seconds = self._serving.settings.request_timeout_seconds
-        started = False
-
-        async def send_in_time(message: Message) -> None:
-            nonlocal started
-            if not started:
-                started = True
-                # A stream that has begun is ended by its route.
-                limit.reschedule(None)
-            await send(message)
-
         try:
             async with asyncio.timeout(seconds + _GRACE_SECONDS) as limit:
-                await self._app(scope, receive, send_in_time)
+                with answer.begin_within(limit):
+                    await self._app(scope, receive, answer)
         except TimeoutError:
-            if started:
+            if answer.begun:
                 raise
             error = ApiError(504, f"The request took longer than {seconds:g} s.")
-            await error.response()(scope, receive, send)
+            await error.response()(scope, receive, answer)
 
     def _record(self, scope: Scope) -> Record:
         headers = Headers(scope=scope)
@@ -163,16 +143,6 @@ class Gate:
             traceparent=headers.get("traceparent", ""),
             tracestate=headers.get("tracestate", ""),
         )
-
-    def _parting(self, send: Send) -> Send:
-        """`send` that asks clients to close their connection once the server is leaving."""
-
-        async def send_and_part(message: Message) -> None:
-            if message["type"] == "http.response.start" and self._serving.leaving:
-                MutableHeaders(scope=message)["connection"] = "close"
-            await send(message)
-
-        return send_and_part
 
     def _check_key(self, scope: Scope, record: Record) -> None:
         """Find out who asks.
@@ -239,6 +209,60 @@ class Gate:
                 seconds=round(record.seconds, 4),
             ),
         )
+
+
+class _Answer:
+    """What an application sends its answer with; sees what is sent.
+
+    Clients are asked to close their connection once the server is leaving. A plain function, not
+    another coroutine around each token.
+    """
+
+    def __init__(self, send: Send, serving: Serving, record: Record | None = None) -> None:
+        self._send = send
+        self._serving = serving
+        self._record = record
+        self._limit: asyncio.Timeout | None = None
+        self.status = 0
+        self.complete = False
+
+    def __call__(self, message: Message) -> Awaitable[None]:
+        if message["type"] == "http.response.start":
+            self._begin(message)
+        elif message["type"] == "http.response.body":
+            self.complete = not message.get("more_body")
+        return self._send(message)
+
+    @contextmanager
+    def begin_within(self, limit: asyncio.Timeout) -> Iterator[None]:
+        """Lift `limit` as soon as the answer begins: a stream that has begun ends by itself."""
+        self._limit = limit
+        try:
+            yield
+        finally:
+            self._limit = None
+
+    @property
+    def begun(self) -> bool:
+        """Whether the status has been sent."""
+        return self.status != 0
+
+    @property
+    def record(self) -> Record:
+        """The record of the request, which a request to the API has."""
+        if self._record is None:
+            raise RuntimeError("only requests to the API have a record")
+        return self._record
+
+    def _begin(self, message: Message) -> None:
+        self.status = message["status"]
+        headers = MutableHeaders(scope=message)
+        if self._record is not None:
+            headers["x-request-id"] = self._record.request_id
+        if self._serving.leaving:
+            headers["connection"] = "close"
+        if self._limit is not None:
+            self._limit.reschedule(None)
 
 
 async def _refuse(error: ApiError, scope: Scope, receive: Receive, send: Send) -> None:
