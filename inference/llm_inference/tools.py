@@ -13,12 +13,11 @@ from llm_inference.schemas.chat import ChatCompletionRequest, NamedTool
 from llm_inference.tool_formats import (
     Call,
     CallFormat,
-    callable_tool,
     detect,
-    grammar,
     knows_tools,
     read_calls,
 )
+from llm_inference.tool_grammars import CallableTool, grammar
 
 _ALPHABET = string.ascii_letters + string.digits
 
@@ -203,10 +202,10 @@ def tool_use(body: ChatCompletionRequest, codec: TextCodec) -> ToolUse | None:
         source = grammar(
             form,
             [
-                callable_tool(f.name, f.parameters, enforced=required or bool(f.strict))
+                CallableTool(name=f.name, schema=f.parameters if required or f.strict else None)
                 for f in offered
             ],
-            choice="required" if required else "auto",
+            required=required,
             several=several,
             added_token=codec.added_token,
         )

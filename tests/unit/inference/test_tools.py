@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from llm_inference.tool_formats import CallFormat, callable_tool, detect, grammar, read_calls
+from llm_inference.tool_formats import CallFormat, detect, read_calls
+from llm_inference.tool_grammars import CallableTool, grammar
 from llm_inference.tools import CallParser, MadeCall
 
 NAMES = frozenset({"weather", "time"})
@@ -148,7 +149,7 @@ SCHEMA = {
     "additionalProperties": False,
     "$defs": {"City": {"type": "string", "minLength": 2}},
 }
-TOOLS = [callable_tool("weather", SCHEMA), callable_tool("time", None)]
+TOOLS = [CallableTool(name="weather", schema=SCHEMA), CallableTool(name="time", schema=None)]
 SHORT = PARIS.replace("Paris", "P")
 
 
@@ -200,7 +201,8 @@ def test_grammars_of_calls(form, tokens):
     ids = {marker: tokenizers[0].token_to_id(marker) for marker in markers}
 
     def source(choice, *, several=True):
-        return grammar(form, TOOLS, choice=choice, several=several, added_token=ids.get)
+        required = choice == "required"
+        return grammar(form, TOOLS, required=required, several=several, added_token=ids.get)
 
     one, two, wrong = wrapped(form, PARIS), wrapped(form, PARIS, NOON), wrapped(form, SHORT)
     assert keeps_to(source("required"), tokenizers, one)
