@@ -73,14 +73,16 @@ def get(url: str) -> object:
         return None
 
 
-def wait_until_ready(url: str) -> None:
+def wait_until_ready(url: str, process: int) -> None:
     """Return when requests are served.
 
     Raises:
-        TimeoutError: that takes too long.
+        TimeoutError: that takes too long, or the server has ended.
     """
     deadline = time.perf_counter() + START_WITHIN
     while get(f"{url}/readyz") is None:
+        if os.waitpid(process, os.WNOHANG)[0]:
+            raise TimeoutError("the server ended: see its log")
         if time.perf_counter() > deadline:
             raise TimeoutError(f"not ready within {START_WITHIN} s")
         time.sleep(0.02)
@@ -152,7 +154,7 @@ def main() -> None:
     parser.add_argument("--maps", type=Path, help="where the mapped libraries are written")
     chosen = parser.parse_args()
     with serving(chosen.model, chosen.log) as (process, url, began):
-        wait_until_ready(url)
+        wait_until_ready(url, process)
         ready = time.perf_counter() - began
         first = asyncio.run(ask(Target(url, MODEL), "Hello.", 1))
         print(f"process start to ready {ready:.2f} s, to first token {first.ended - began:.2f} s")

@@ -26,6 +26,10 @@ __all__ = ["CudaRunner", "cache_bytes_per_token", "supported"]
 _SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256)
 _SIZE_STEP = 64
 _PREFILL_CHUNK = 2048
+# Prompts, or what is left of them, that are run as a captured step is: launched one by one, the
+# kernels of a short prompt take the host longer than the device. A long one keeps the device busy,
+# and its attention wants to read keys once for many tokens.
+_SHORT_PROMPT = 256
 # Batches up to this size stay as they are for many steps, mostly.
 _AHEAD_ROWS = 8
 
@@ -62,7 +66,7 @@ class CudaRunner:
             dtype=decoder.dtype,
             device=decoder.device,
         )
-        most = _batch_size(rows)
+        most = max(_batch_size(rows), _SHORT_PROMPT)
         kernels = Kernels(decoder, rows=most, max_length=max_length)
         self._step = StepTensors(decoder, most)
         self._forward = Forward(decoder, kernels, self._cache, self._step)
@@ -72,6 +76,7 @@ class CudaRunner:
         # Pinned, so that copies need not wait.
         self._inputs = torch.zeros((3, most), dtype=torch.int32, pin_memory=True)
         self._chosen = [torch.zeros(most, dtype=torch.int32, pin_memory=True) for _ in range(2)]
+        self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
         self._last: _Pending | None = None
         self._ahead: _Pending | None = None
         # Whether the batch is that of the step before, so that it may well be that of the next.
@@ -92,14 +97,19 @@ class CudaRunner:
     ) -> Choice | None:
         """Read `tokens` at positions `start`... into `row`; with `draw`, choose the next token."""
         self._steady, self._ahead = False, None
-        ids = torch.tensor(tokens, dtype=torch.int32).to(self._device, non_blocking=True)
-        logits = self._forward.prefill(row, ids, start)
+        count = len(tokens)
+        if count <= _SHORT_PROMPT:
+            # As a step of many tokens of one row, each of which sees those before it.
+            self._put_inputs(tokens, [row] * count, range(start, start + count))
+            self._run(count)
+            logits, chosen = self._step.logits[count - 1 : count], self._step.chosen[count - 1]
+        else:
+            ids = torch.tensor(tokens, dtype=torch.int32).to(self._device, non_blocking=True)
+            logits, chosen = self._forward.prefill(row, ids, start), self._step.chosen[0]
+            self._kernels.argmax(self._step.chosen, logits)
         if draw is None:
             return None
-        if not draw.plain:
-            return choose(logits, [draw])[0]
-        self._kernels.argmax(self._step.chosen, logits)
-        return _choice(int(self._step.chosen[0]))
+        return _choice(int(chosen)) if draw.plain else choose(logits, [draw])[0]
 
     @torch.inference_mode()
     def decode(
@@ -117,7 +127,7 @@ class CudaRunner:
         if plain and self._ahead is not None and self._ahead.is_for(first_row, tokens, positions):
             step = self._ahead
         else:
-            self._put_inputs(first_row, tokens, positions)
+            self._put_inputs(tokens, range(first_row, first_row + len(tokens)), positions)
             self._run(len(tokens))
             if not plain:
                 self._steady, self._ahead = False, None
@@ -131,16 +141,18 @@ class CudaRunner:
             self._ahead = self._result(first_row, [at + 1 for at in positions], after=step)
         return step
 
-    def _put_inputs(self, first_row: int, tokens: Sequence[int], positions: Sequence[int]) -> None:
+    def _put_inputs(
+        self, tokens: Sequence[int], rows: Sequence[int], positions: Sequence[int]
+    ) -> None:
+        # What the device still reads from the host's memory, and writes to it, comes first.
+        self._copied.synchronize()
         if self._last is not None:
-            # It may still use the host's memory.
             self._last.settle()
         count, inputs = len(tokens), self._inputs
-        inputs[0, :count] = torch.tensor(tokens, dtype=torch.int32)
-        torch.arange(first_row, first_row + count, dtype=torch.int32, out=inputs[1, :count])
-        inputs[2, :count] = torch.tensor(positions, dtype=torch.int32)
+        inputs[:, :count] = torch.tensor([[*tokens], [*rows], [*positions]], dtype=torch.int32)
         inputs[2, count : _batch_size(count)] = -1
         self._step.inputs.copy_(inputs, non_blocking=True)
+        self._copied.record()
 
     def _run(self, count: int) -> None:
         """Run a step of the first `count` inputs."""
