@@ -159,3 +159,16 @@ def test_a_model_without_a_standard_cache_is_refused():
     model = AutoModelForCausalLM.from_config(config).eval()
     with pytest.raises(ModelLoadError, match=r"cannot be batched|standard key-value cache"):
         pretrained.cache_shapes(model)
+
+
+def test_what_is_not_finite_in_a_row_does_not_reach_its_next_user():
+    model = build("llama")
+    runner = runner_for(model)
+    long, short = list(range(2, 90)), [5, 6, 7]
+    prefill(runner, 0, long, 100)
+    for layer in runner._cache.layers:
+        layer.keys[0, :, 40:88], layer.values[0, :, 40:88] = torch.nan, torch.nan
+    runner.clear(0)
+    first = [prefill(runner, 0, short, 100), prefill(runner, 1, long, 100)]
+    tokens = decode(runner, 0, first, [3, 88], 1)
+    assert [first[0], tokens[0]] == reference(model, short, 2)
