@@ -13,7 +13,8 @@ from pydantic import JsonValue
 from llm_inference.tool_formats import CallFormat
 
 # Exactly what templates show models in examples. It also keeps a model from endless white space.
-_LAYOUT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+_EXACT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+_LOOSE = {"whitespace_pattern": r"[ \t\n]{0,16}"}
 _ANY_OBJECT: dict[str, Any] = {"type": "object"}
 _TEXT = "TEXT: /(?s:.+)/"
 
@@ -40,6 +41,7 @@ def grammar(
     required: bool,
     several: bool,
     added_token: AddedToken,
+    answer: dict[str, Any] | None = None,
 ) -> str:
     """A grammar, in llguidance's Lark, of answers that call `tools`.
 
@@ -50,6 +52,8 @@ def grammar(
             calls or instead of them.
         several: whether an answer may hold more than one call.
         added_token: the id of the token that a text is, if it is one of its own.
+        answer: the schema of an answer that calls nothing, which is JSON then, and of no text
+            before calls.
     """
 
     def marker(text: str) -> str:
@@ -60,77 +64,68 @@ def grammar(
     opening = marker(form.opening)
     match form:
         case CallFormat.HERMES:
-            rules = _hermes(
-                tools, opening, marker("</tool_call>"), required=required, several=several
-            )
+            calls, rules = _hermes(tools, opening, marker("</tool_call>"), several=several)
         case CallFormat.LLAMA:
-            rules = _llama(tools, opening, required=required, several=several)
+            calls, rules = _llama(tools, several=several)
         case CallFormat.MISTRAL:
-            rules = _mistral(tools, opening, required=required, several=several)
+            calls, rules = _mistral(tools, opening, several=several)
         case CallFormat.MISTRAL_ARGS:
-            rules = _mistral_args(
-                tools, opening, marker("[ARGS]"), required=required, several=several
-            )
-    return "\n".join([*rules, ""])
+            calls, rules = _mistral_args(tools, opening, marker("[ARGS]"), several=several)
+    if required:
+        start = [f"start: {calls}"]
+    elif answer is not None:
+        start = [f"start: {calls} | answer", f"answer: {_json(answer, _LOOSE)}"]
+    elif form is CallFormat.LLAMA:
+        # What begins with a brace is a call: this format has no other sign.
+        marked = f"{opening} {calls} | " if _is_token(opening) else ""
+        start = [f"start: {calls} | {marked}TEXT", r"TEXT: /(?s:\s*[^\s{].*)/"]
+    elif _is_token(opening):
+        start = [f"start: TEXT? ({calls})?", _TEXT]
+    else:
+        # Ordinary tokens spell the opening: text goes on to the first one in it.
+        after = calls.removeprefix(opening)
+        start = [f"start: (until {after})? TEXT?", f"until[suffix={opening}]: /(?s:.*)/", _TEXT]
+    return "\n".join([*start, *rules, ""])
 
 
 def _hermes(
-    tools: Sequence[CallableTool], opening: str, closing: str, *, required: bool, several: bool
-) -> list[str]:
-    call = f'"\\n" body "\\n" {closing}'
-    more = f' ("\\n" {opening} {call})*' if several else ""
-    body = f"body: {_json(_any_call(tools, 'arguments'))}"
-    if required:
-        return [f"start: {opening} {call}{more}", body]
-    if _is_token(opening):
-        return [f"start: TEXT? ({opening} {call}{more})?", body, _TEXT]
-    # Text goes on to the first opening in it, which ordinary tokens spell.
-    until = f"until[suffix={opening}]: /(?s:.*)/"
-    return [f"start: (until {call}){'*' if several else '?'} TEXT?", body, until, _TEXT]
+    tools: Sequence[CallableTool], opening: str, closing: str, *, several: bool
+) -> tuple[str, list[str]]:
+    """What an answer of nothing but calls is, and the rules for that."""
+    call = f'{opening} "\\n" body "\\n" {closing}'
+    more = f' ("\\n" {call})*' if several else ""
+    return call + more, [f"body: {_json(_any_call(tools, 'arguments'))}"]
 
 
-def _llama(
-    tools: Sequence[CallableTool], opening: str, *, required: bool, several: bool
-) -> list[str]:
+def _llama(tools: Sequence[CallableTool], *, several: bool) -> tuple[str, list[str]]:
     calls = 'body ("; " body)*' if several else "body"
-    body = f"body: {_json(_any_call(tools, 'parameters'))}"
-    if required:
-        return [f"start: {calls}", body]
-    marked = f"{opening} {calls} | " if _is_token(opening) else ""
-    # What begins with a brace is a call: this format has no other sign.
-    return [f"start: {calls} | {marked}TEXT", body, r"TEXT: /(?s:\s*[^\s{].*)/"]
+    return calls, [f"body: {_json(_any_call(tools, 'parameters'))}"]
 
 
 def _mistral(
-    tools: Sequence[CallableTool], opening: str, *, required: bool, several: bool
-) -> list[str]:
-    body = f"body: {_json(_call_list(tools, several=several))}"
-    if required:
-        return [f"start: {opening} body", body]
-    return [f"start: TEXT? ({opening} body)?", body, _TEXT]
+    tools: Sequence[CallableTool], opening: str, *, several: bool
+) -> tuple[str, list[str]]:
+    return f"{opening} body", [f"body: {_json(_call_list(tools, several=several))}"]
 
 
 def _mistral_args(
-    tools: Sequence[CallableTool], opening: str, divider: str, *, required: bool, several: bool
-) -> list[str]:
+    tools: Sequence[CallableTool], opening: str, divider: str, *, several: bool
+) -> tuple[str, list[str]]:
     bodies = [
         f"body{place}: {json.dumps(tool.name)} {divider} {_json(tool.arguments)}"
         for place, tool in enumerate(tools)
     ]
     names = " | ".join(f"body{place}" for place in range(len(tools)))
-    calls = "call+" if several else "call"
-    rules = [*bodies, f"call: {opening} ({names})"]
-    if required:
-        return [f"start: {calls}", *rules]
-    return [f"start: TEXT? ({calls})?", *rules, _TEXT]
+    call = f"{opening} ({names})"
+    return f"{call} ({call})*" if several else call, bodies
 
 
 def _is_token(marker: str) -> bool:
     return marker.startswith("<")
 
 
-def _json(schema: dict[str, Any]) -> str:
-    return "%json " + json.dumps({**schema, "x-guidance": _LAYOUT})
+def _json(schema: dict[str, Any], layout: dict[str, Any] = _EXACT) -> str:
+    return "%json " + json.dumps({**schema, "x-guidance": layout})
 
 
 def _any_call(tools: Sequence[CallableTool], key: str) -> dict[str, Any]:

@@ -6,10 +6,16 @@ Knows call formats and the request's tools. Knows neither the shapes of answers 
 import secrets
 import string
 from dataclasses import dataclass
+from typing import Any
 
 from llm_inference.engine.interface import Grammar, TextCodec
 from llm_inference.schemas.base import ParameterError
 from llm_inference.schemas.chat import ChatCompletionRequest, NamedTool
+from llm_inference.schemas.generation import (
+    JsonObjectFormat,
+    JsonSchemaFormat,
+    ResponseFormat,
+)
 from llm_inference.tool_formats import (
     Call,
     CallFormat,
@@ -151,7 +157,7 @@ class ToolUse:
         form: how the model writes calls.
         names: functions that may be called.
         several: whether an answer may hold more than one call.
-        grammar: what the answer must keep to, if anything.
+        grammar: what the answer must keep to, if anything; of a response format, too.
     """
 
     form: CallFormat
@@ -178,6 +184,13 @@ def check_template(template: str, param: str) -> CallFormat:
     return form
 
 
+def _schema(wanted: ResponseFormat | None) -> dict[str, Any] | None:
+    """The schema that a response format asks for, if it asks for JSON."""
+    if isinstance(wanted, JsonSchemaFormat):
+        return wanted.json_schema.schema_ or {"type": "object"}
+    return {"type": "object"} if isinstance(wanted, JsonObjectFormat) else None
+
+
 def tool_use(body: ChatCompletionRequest, codec: TextCodec) -> ToolUse | None:
     """What a request asks of tools, None if nothing may be called.
 
@@ -198,7 +211,8 @@ def tool_use(body: ChatCompletionRequest, codec: TextCodec) -> ToolUse | None:
     required = body.tool_choice == "required" or isinstance(body.tool_choice, NamedTool)
     several = body.parallel_tool_calls is not False and not isinstance(body.tool_choice, NamedTool)
     constrained = None
-    if required or any(function.strict for function in offered):
+    answer = _schema(body.response_format)
+    if required or answer is not None or any(function.strict for function in offered):
         source = grammar(
             form,
             [
@@ -208,6 +222,7 @@ def tool_use(body: ChatCompletionRequest, codec: TextCodec) -> ToolUse | None:
             required=required,
             several=several,
             added_token=codec.added_token,
+            answer=answer,
         )
         constrained = Grammar(kind="lark", source=source)
     names = frozenset(function.name for function in offered)

@@ -292,3 +292,12 @@ def test_auto_answers_with_text_or_with_calls(tools_client):
     assert message.content or message.tool_calls
     for call in message.tool_calls or []:
         Weather.model_validate_json(call.function.arguments)
+
+
+def test_an_answer_is_a_call_or_keeps_to_the_schema(tools_client):
+    answer = tools_client.chat.completions.parse(**ASK_TOOLS, response_format=Weather)
+    message = answer.choices[0].message
+    if message.tool_calls:
+        assert isinstance(message.tool_calls[0].function.parsed_arguments, Weather)
+    else:
+        assert isinstance(message.parsed, Weather)

@@ -44,7 +44,7 @@ async def chat_completions(
         limit=body.max_completion_tokens or body.max_tokens,
         continues=False,
         logprobs=top,
-        constraint=await constraint(engine, body, tools.grammar if tools else None),
+        constraint=await constraint(engine, body, tools),
     )
     stream = submit(serving, request, body, [prompt], asked)
     shape = ChatShape(

@@ -31,6 +31,7 @@ from llm_inference.schemas.generation import (
     JsonSchemaFormat,
 )
 from llm_inference.serving import Serving
+from llm_inference.tools import ToolUse
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,27 +87,28 @@ def submit(
 
 
 async def constraint(
-    engine: GenerationEngine, body: GenerationParameters, tools: Grammar | None = None
+    engine: GenerationEngine, body: GenerationParameters, tools: ToolUse | None = None
 ) -> Constraint | None:
     """What the answer must keep to, compiled.
 
     Args:
         engine: compiles it.
         body: may ask for a grammar.
-        tools: the grammar that the use of tools asks for.
+        tools: what may be called in it; their grammar sees to the response format as well.
 
     Raises:
         ApiError: 400, there are several, or one that cannot be kept to.
     """
-    wanted = list(_grammars(body))
+    wanted: list[tuple[str, Grammar | None]] = list(_grammars(body))
     if tools is not None:
-        wanted.append(("tools", tools))
-    if not wanted:
-        return None
+        wanted = [item for item in wanted if item[0] != "response_format"]
+        wanted.append(("tools", tools.grammar))
     if len(wanted) > 1:
         names = " and ".join(name for name, _ in wanted)
         raise ApiError(400, f"An answer cannot keep to {names} at once.", param=wanted[1][0])
-    ((param, grammar),) = wanted
+    param, grammar = wanted[0] if wanted else ("", None)
+    if grammar is None:
+        return None
     try:
         # Large schemas take their time, and the event loop has other clients.
         return await asyncio.to_thread(engine.compile, grammar)

@@ -261,6 +261,16 @@ async def test_a_grammar_makes_calls_that_must_be_made(choice, strict, bound):
     assert (engine.requests[0].constraint is not None) is bound
 
 
+async def test_an_answer_may_be_a_call_or_keep_to_a_format():
+    engine = Engine(said('{"a": 1}'), chat_template=TOOLS_TEMPLATE)
+    answer = await chat(engine, tools=[WEATHER], response_format={"type": "json_object"})
+    assert answer.json()["choices"][0]["message"]["content"] == '{"a": 1}'
+    (grammar,) = engine.grammars
+    assert (grammar.kind, " | answer" in grammar.source) == ("lark", True)
+    refused = await chat(engine, tools=[WEATHER], guided_regex="a")
+    assert_refused(refused, "tools", "guided_regex")
+
+
 @pytest.mark.parametrize(
     ("change", "kind", "source"),
     [

@@ -200,9 +200,11 @@ def test_grammars_of_calls(form, tokens):
     tokenizers = tokenizer(*markers, special=tokens == "special")
     ids = {marker: tokenizers[0].token_to_id(marker) for marker in markers}
 
-    def source(choice, *, several=True):
+    def source(choice, *, several=True, answer=None):
         required = choice == "required"
-        return grammar(form, TOOLS, required=required, several=several, added_token=ids.get)
+        return grammar(
+            form, TOOLS, required=required, several=several, added_token=ids.get, answer=answer
+        )
 
     one, two, wrong = wrapped(form, PARIS), wrapped(form, PARIS, NOON), wrapped(form, SHORT)
     assert keeps_to(source("required"), tokenizers, one)
@@ -218,3 +220,8 @@ def test_grammars_of_calls(form, tokens):
     if form is not CallFormat.LLAMA:
         assert keeps_to(source("auto"), tokenizers, f"Hello {two}")
         assert not keeps_to(source("auto"), tokenizers, f"Hello {wrong}")
+    either = source("auto", answer={"type": "object", "required": ["a"]})
+    assert keeps_to(either, tokenizers, one)
+    assert keeps_to(either, tokenizers, '{"a": 1}')
+    assert not keeps_to(either, tokenizers, '{"b": 1}')
+    assert not keeps_to(either, tokenizers, "Hello")
