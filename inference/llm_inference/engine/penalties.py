@@ -52,16 +52,16 @@ class Penalties:
         if not all(isinstance(d.memory, _Place) and d.memory.home is self for d in self._draws):
             self._gather()
         self._count()
-        mine = scores[self._rows]
+        mine = scores if len(self._draws) == scores.shape[0] else scores[self._rows]
         if self._repetition is not None:
-            seen = self.prompts | (self.counts > 0)
             penalized = torch.where(mine > 0, mine / self._repetition, mine * self._repetition)
-            mine = torch.where(seen, penalized, mine)
+            mine.copy_(torch.where(self.prompts | (self.counts > 0), penalized, mine))
         if self._frequency is not None:
-            mine -= self._frequency * self.counts
+            mine.addcmul_(self.counts, self._frequency, value=-1)
         if self._presence is not None:
-            mine -= self._presence * (self.counts > 0)
-        scores.index_copy_(0, self._rows, mine)
+            mine.addcmul_(self.counts.clamp(max=1), self._presence, value=-1)
+        if mine is not scores:
+            scores.index_copy_(0, self._rows, mine)
 
     def _column(self, numbers: Sequence[float], *, neutral: float) -> torch.Tensor | None:
         """As (rows, 1); None where all are neutral."""
@@ -72,7 +72,7 @@ class Penalties:
     def _gather(self) -> None:
         """Bring the counts of all draws here, from wherever they were."""
         shape = (len(self._draws), self._vocabulary)
-        counts = torch.zeros(shape, dtype=torch.int32, device=self._device)
+        counts = torch.zeros(shape, dtype=torch.float32, device=self._device)
         prompts = torch.zeros(shape, dtype=torch.bool, device=self._device)
         for row, draw in enumerate(self._draws):
             place = draw.memory
@@ -99,5 +99,5 @@ class Penalties:
                 tokens += fresh
         if tokens:
             index = torch.tensor([rows, tokens], device=self._device)
-            one = torch.ones((), dtype=torch.int32, device=self._device)
+            one = torch.ones((), device=self._device)
             self.counts.index_put_((index[0], index[1]), one, accumulate=True)

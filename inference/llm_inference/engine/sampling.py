@@ -16,8 +16,9 @@ import torch
 from llm_inference.engine.penalties import Penalties
 from llm_inference.engine.step import Choice, Draw
 
-# Candidates looked at before a full sort; top_p rarely reaches further, and if so all are sorted.
-_CANDIDATES = 1024
+# Candidates that top_p looks at, and how many times more if it reaches beyond them, which is rare.
+_CANDIDATES = 256
+_WIDENING = 16
 _LARGEST_UNIFORM = 1 - 2.0**-23  # times a float32 sum it stays below that sum
 
 
@@ -234,7 +235,8 @@ class _Truncation:
         sampling = [draws[row].sampling for row in rows]
         self._all = len(rows) == len(draws)
         self._rows = torch.tensor(rows, device=device)
-        self._width = max(_CANDIDATES, *(each.top_k for each in sampling), 0)
+        self._nucleus = any(each.top_p < 1 for each in sampling)
+        self._width = max(_CANDIDATES if self._nucleus else 1, *(each.top_k for each in sampling))
 
         def column(numbers: list[float]) -> torch.Tensor:
             return torch.tensor(numbers, dtype=torch.float32, device=device).unsqueeze(1)
@@ -242,7 +244,6 @@ class _Truncation:
         self._top_k = column([float(each.top_k or 1 << 30) for each in sampling])
         self._top_p = column([each.top_p if each.top_p < 1 else 2.0 for each in sampling])
         self._limited = self._top_k < 1 << 30
-        self._nucleus = any(each.top_p < 1 for each in sampling)
 
     def apply_(self, weights: torch.Tensor) -> None:
         """Set the `weights` (n, vocabulary) of tokens that are left out to 0."""
@@ -257,8 +258,9 @@ class _Truncation:
         total = weights.sum(dim=-1, keepdim=True)
         width = min(vocabulary, self._width)
         least, enough = self._cut(weights.topk(width, dim=-1).values, total)
-        if self._nucleus and width < vocabulary and not bool(enough.all()):
-            least, _ = self._cut(weights.sort(dim=-1, descending=True).values, total)
+        while self._nucleus and width < vocabulary and not bool(enough.all()):
+            width = min(vocabulary, width * _WIDENING)
+            least, enough = self._cut(weights.topk(width, dim=-1).values, total)
         return least
 
     def _cut(self, values: torch.Tensor, total: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
