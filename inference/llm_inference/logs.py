@@ -13,6 +13,8 @@ from typing import Any, Literal
 # The request that is being served, for what is logged meanwhile.
 request_id: ContextVar[str] = ContextVar("request_id", default="")
 
+_LIBRARIES = ("transformers", "huggingface_hub")
+
 
 def configure(level: str, form: Literal["auto", "json", "text"]) -> None:
     """Write all logs to stderr in one form; `auto` is text for a terminal and JSON elsewhere."""
@@ -21,10 +23,37 @@ def configure(level: str, form: Literal["auto", "json", "text"]) -> None:
     handler.setFormatter(TextFormatter() if as_text else JsonFormatter())
     logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
     logging.captureWarnings(capture=True)
+    for name in _LIBRARIES:
+        if name not in logging.root.manager.loggerDict:
+            _create(name, LibraryLogger)
     # uvicorn's own account of start and stop says less than ours, and HTTP clients', of whom the
     # hub's and the exporter's are two, is about each request.
     for name in ("uvicorn.error", "httpx", "httpcore", "urllib3"):
         logging.getLogger(name).setLevel(max(logging.root.level, logging.WARNING))
+
+
+def _create(name: str, kind: type[logging.Logger]) -> None:
+    usual = logging.getLoggerClass()
+    logging.setLoggerClass(kind)
+    try:
+        logging.getLogger(name)
+    finally:
+        logging.setLoggerClass(usual)
+
+
+class LibraryLogger(logging.Logger):
+    """The logger of a library that would set up its own: it writes where all others do."""
+
+    def addHandler(self, hdlr: logging.Handler) -> None:  # noqa: N802 - logging's name
+        """Do without a handler of its own."""
+
+    @property
+    def propagate(self) -> bool:
+        """Whether lines go where all others do; they always do."""
+        return True
+
+    @propagate.setter
+    def propagate(self, value: bool) -> None: ...
 
 
 def fields(**values: object) -> dict[str, Any]:

@@ -55,6 +55,24 @@ def test_what_is_logged_for_a_request_says_which():
     assert "request_id" not in json.loads(logs.JsonFormatter().format(record()))
 
 
+def test_libraries_that_set_up_their_own_logs_write_like_all_others():
+    code = (
+        "from llm_inference import logs; logs.configure('info', 'json');"
+        "from transformers.utils import logging; from huggingface_hub import utils;"
+        "logging.get_logger('transformers.x').warning('one');"
+        "utils.logging.get_logger('huggingface_hub.y').warning('two');"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        env={"PYTHONPATH": ":".join(sys.path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    lines = [json.loads(line) for line in result.stderr.splitlines()]
+    assert [line["message"] for line in lines] == ["one", "two"]
+
+
 @pytest.mark.parametrize("form", ["auto", "json", "text"])
 def test_all_loggers_write_in_one_form(form):
     code = (
