@@ -301,3 +301,10 @@ def test_an_answer_is_a_call_or_keeps_to_the_schema(tools_client):
         assert isinstance(message.tool_calls[0].function.parsed_arguments, Weather)
     else:
         assert isinstance(message.parsed, Weather)
+
+
+def test_a_prompt_that_was_read_before_is_told_of(client, model):
+    ask = {"model": model, "prompt": "Of all the words that cats know, " * 8, "max_tokens": 2}
+    first, second = (client.completions.create(**ask).usage for _ in range(2))
+    assert first.prompt_tokens_details.cached_tokens < first.prompt_tokens / 2
+    assert second.prompt_tokens_details.cached_tokens > second.prompt_tokens / 2

@@ -61,7 +61,7 @@ class Batch:
             logger.exception("copying a prefix failed: the prompt is read instead")
             self._prefixes.drop(row)
             return 0
-        sequence.cached = length
+        sequence.cached = sequence.reused = length
         return length
 
     def join(self) -> None:

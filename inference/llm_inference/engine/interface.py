@@ -144,7 +144,8 @@ class TokenEvent:
     `text` is whole characters, safe to send: nothing that a stop string may yet swallow.
     `tokens` counts all tokens generated so far. `logprobs`, if asked for, are of the tokens since
     the event before. The last event has a `finish_reason`. `waited` is how many seconds the
-    sequence waited before its prefill began.
+    sequence waited before its prefill began, `reused` how many tokens of its prompt were in the
+    cache already.
     """
 
     index: int
@@ -154,6 +155,7 @@ class TokenEvent:
     error: str | None = None
     logprobs: tuple[TokenLogprob, ...] = ()
     waited: float = 0.0
+    reused: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -96,6 +96,7 @@ class RunningSequence:
 
     Attributes:
         cached: how many of its tokens are in its row of the cache.
+        reused: how many of them were copied there when it began.
         generated: how many tokens were taken.
         finished: whether its last event has been made.
     """
@@ -129,7 +130,7 @@ class RunningSequence:
         self.stream = stream
         self.cancelled = False
         self.finished = False
-        self.cached = 0
+        self.cached = self.reused = 0
         self.generated = 0
         self.last_token = request.prompt[-1]
         self.submitted_at = now
@@ -213,6 +214,7 @@ class RunningSequence:
             error=error,
             logprobs=logprobs,
             waited=self.waited,
+            reused=self.reused,
         )
 
     def _grammar_error(self) -> str:

@@ -24,8 +24,10 @@ _COMMENT = b": keep-alive\n\n"
 class _Tokens:
     """Counts the tokens of an answer, and its choices until the last has ended."""
 
-    def __init__(self, prompt: int, choices: int) -> None:
-        self._prompt = prompt
+    def __init__(self, prompts: Sequence[Sequence[int]], choices: int) -> None:
+        self._prompt = sum(map(len, prompts))
+        self._choices_of_one = choices // len(prompts)
+        self._reused = [0] * choices
         self._generated = [0] * choices
         self._open = choices
 
@@ -36,6 +38,7 @@ class _Tokens:
             ApiError: the engine failed or was stopped.
         """
         self._generated[event.index] = event.tokens
+        self._reused[event.index] = event.reused
         if event.finish_reason is None:
             return
         self._open -= 1
@@ -56,6 +59,8 @@ class _Tokens:
             "prompt_tokens": self._prompt,
             "completion_tokens": generated,
             "total_tokens": self._prompt + generated,
+            # Of a prompt's choices all but the first find it in the cache: that is no news.
+            "prompt_tokens_details": {"cached_tokens": sum(self._reused[:: self._choices_of_one])},
         }
 
 
@@ -69,7 +74,7 @@ async def answer(
     streamed: bool | None,
 ) -> Response:
     """The response to a request that the engine has admitted."""
-    tokens = _Tokens(sum(map(len, prompts)), shape.choices)
+    tokens = _Tokens(prompts, shape.choices)
     if streamed:
         return StreamedAnswer(serving, shape, stream, tokens)
     collecting = asyncio.ensure_future(_collect(shape, stream, tokens))

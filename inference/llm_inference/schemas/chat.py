@@ -60,9 +60,7 @@ class Message(Strict):
         if self.tool_calls and self.role != "assistant":
             raise ParameterError("messages", "Only the assistant's messages may have tool_calls.")
         if self.role == "tool" and self.tool_call_id is None:
-            raise ParameterError(
-                "messages", "Messages of a tool need a tool_call_id."
-            )
+            raise ParameterError("messages", "Messages of a tool need a tool_call_id.")
         if self.role != "tool" and self.tool_call_id is not None:
             raise ParameterError("messages", "Only messages of a tool may have a tool_call_id.")
         if self.content is None and not self.tool_calls:

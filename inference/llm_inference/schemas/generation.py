@@ -110,9 +110,16 @@ class GenerationParameters(Request):
         return self.stream_options is not None and self.stream_options.include_usage
 
 
+class PromptTokens(BaseModel):
+    """Of a request's prompt tokens, those that were in the cache already."""
+
+    cached_tokens: int
+
+
 class Usage(BaseModel):
     """Tokens of a request."""
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    prompt_tokens_details: PromptTokens

@@ -37,7 +37,14 @@ def said(*pieces, index=0, reason=FinishReason.STOP, **more):
         TokenEvent(index=index, text=piece, tokens=place + 1, **more)
         for place, piece in enumerate(pieces)
     ]
-    return [*events, TokenEvent(index=index, text="", tokens=len(pieces), finish_reason=reason)]
+    last = TokenEvent(
+        index=index,
+        text="",
+        tokens=len(pieces),
+        finish_reason=reason,
+        reused=more.get("reused", 0),
+    )
+    return [*events, last]
 
 
 @asynccontextmanager
@@ -313,7 +320,11 @@ async def test_choices_of_many_prompts_are_numbered_on():
         def submit(self, request):
             stream = super().submit(request)
             words = str(request.prompt[0])
-            stream.events = [*said(words + "a"), *said(words + "b", index=1)]
+            cached = len(request.prompt)
+            stream.events = [
+                *said(words + "a", reused=cached),
+                *said(words + "b", index=1, reused=9),
+            ]
             return stream
 
     for more in ({}, {"stream": True, "stream_options": {"include_usage": True}}):
@@ -329,7 +340,12 @@ async def test_choices_of_many_prompts_are_numbered_on():
             texts = [choice["text"] for choice in answer.json()["choices"]]
             usage = answer.json()["usage"]
         assert texts == ["3a", "3b", "5a", "5b"]
-        assert usage == {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7}
+        assert usage == {
+            "prompt_tokens": 3,
+            "completion_tokens": 4,
+            "total_tokens": 7,
+            "prompt_tokens_details": {"cached_tokens": 1 + 2},
+        }
         assert [request.prompt for request in engine.requests] == [[3], [5, 4]]
 
 

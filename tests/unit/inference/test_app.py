@@ -47,6 +47,7 @@ async def test_an_answer():
         "prompt_tokens": 2,
         "completion_tokens": 3,
         "total_tokens": 5,
+        "prompt_tokens_details": {"cached_tokens": 0},
     }
     assert engine.requests[0].max_tokens == 9
     assert engine.streams[0].cancelled
