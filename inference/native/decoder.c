@@ -89,9 +89,8 @@ struct block {
     int tokens;
 };
 
-static struct block block_of(const struct runner *runner, int64_t outs, int64_t tokens, int part)
+static struct block block_of(int64_t outs, int64_t tokens, int part)
 {
-    (void)runner;
     int64_t across = parts_of(tokens, TOKENS_A_PART);
     struct block block = { .out = part / across * OUTS_A_PART,
                            .token = part % across * TOKENS_A_PART };
@@ -115,7 +114,7 @@ static void qkv_part(void *context, int part, int thread)
     (void)thread;
     struct runner *runner = context;
     const struct layer *layer = runner->layer;
-    struct block block = block_of(runner, runner->qkv, runner->tokens, part);
+    struct block block = block_of(runner->qkv, runner->tokens, part);
     float *to = runner->projected + block.token * runner->qkv + block.out;
     linear_sums((enum type)runner->decoder->type, &layer->qkv, block.out, block.out + block.outs,
                 runner->normed + block.token * runner->hidden, block.tokens, to, runner->qkv);
@@ -187,7 +186,7 @@ static void attention_part(void *context, int part, int thread)
 static void add_part(struct runner *runner, const struct matrix *matrix, const float *bias,
                      const float *post_norm, const float *from, int part, int thread)
 {
-    struct block block = block_of(runner, runner->hidden, runner->tokens, part);
+    struct block block = block_of(runner->hidden, runner->tokens, part);
     float *sums = scratch_of(runner, thread);
     linear_sums((enum type)runner->decoder->type, matrix, block.out, block.out + block.outs,
                 from + block.token * matrix->in, block.tokens, sums, block.outs);
@@ -224,7 +223,7 @@ static void gate_up_part(void *context, int part, int thread)
     struct runner *runner = context;
     const struct decoder *decoder = runner->decoder;
     const struct matrix *matrix = &runner->layer->gate_up;
-    struct block block = block_of(runner, runner->intermediate, runner->tokens, part);
+    struct block block = block_of(runner->intermediate, runner->tokens, part);
     const float *from = runner->normed + block.token * runner->hidden;
     float *gate = runner->mlp + block.token * runner->intermediate + block.out;
     float *up = scratch_of(runner, thread);
@@ -267,7 +266,7 @@ static void head_part(void *context, int part, int thread)
     struct runner *runner = context;
     const struct decoder *decoder = runner->decoder;
     const int64_t vocabulary = decoder->head.out;
-    struct block block = block_of(runner, vocabulary, runner->spans_count, part);
+    struct block block = block_of(vocabulary, runner->spans_count, part);
     float *to = runner->logits + block.token * vocabulary + block.out;
     linear_sums((enum type)decoder->type, &decoder->head, block.out, block.out + block.outs,
                 runner->normed + block.token * runner->hidden, block.tokens, to, vocabulary);
