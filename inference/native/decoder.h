@@ -54,6 +54,8 @@ struct span {
 
 struct runner;
 
+#pragma GCC visibility push(default)
+
 int decoder_interface(void);
 
 /* Bytes of one row of the cache. */
@@ -72,5 +74,7 @@ int decoder_step(struct runner *runner, const struct span *spans, int64_t count,
 
 /* Copy the first `length` positions of a row to another one. */
 int decoder_copy(struct runner *runner, int64_t source, int64_t target, int64_t length);
+
+#pragma GCC visibility pop
 
 #endif
