@@ -110,7 +110,7 @@ def libraries(process: int) -> list[tuple[str, int]]:
     )
 
 
-async def measure(url: str, process: int, streams: list[int], tokens: int) -> None:
+async def measure(url: str, process: int, streams: list[int], tokens: int, rounds: int) -> None:
     """Print what the loads saw."""
     target = Target(url, MODEL, extra={"ignore_eos": True})
     work = Work(requests=12, tokens=8, words=PROMPT_WORDS, warm_up=2)
@@ -121,7 +121,9 @@ async def measure(url: str, process: int, streams: list[int], tokens: int) -> No
     print("\n| streams | tokens/s | TTFT ms p50 / p99 | inter-token ms p50 / p99 | failed |")
     print("|---|---|---|---|---|")
     for count in streams:
-        work = Work(requests=max(4, 2 * count), tokens=tokens, words=64, warm_up=count, seed=count)
+        work = Work(
+            requests=max(4, rounds * count), tokens=tokens, words=64, warm_up=count, seed=count
+        )
         before = processor_seconds(process)
         run = await closed_loop(target, work, count)
         after = processor_seconds(process)
@@ -150,6 +152,7 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 16, 64, 128])
     parser.add_argument("--tokens", type=int, default=256)
+    parser.add_argument("--rounds", type=int, default=4, help="requests of each stream")
     parser.add_argument("--log", type=Path, default=Path("/tmp/gpu-serving.log"))  # noqa: S108
     parser.add_argument("--maps", type=Path, help="where the mapped libraries are written")
     chosen = parser.parse_args()
@@ -159,7 +162,7 @@ def main() -> None:
         first = asyncio.run(ask(Target(url, MODEL), "Hello.", 1))
         print(f"process start to ready {ready:.2f} s, to first token {first.ended - began:.2f} s")
         print("phases:", get(f"{url}/startupz"))
-        asyncio.run(measure(url, process, chosen.streams, chosen.tokens))
+        asyncio.run(measure(url, process, chosen.streams, chosen.tokens, chosen.rounds))
         mapped = libraries(process)
         text = "\n".join(f"{size / 1e6:9.1f} MB {file}" for file, size in mapped)
         if chosen.maps:

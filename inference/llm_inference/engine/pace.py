@@ -5,7 +5,7 @@ running sequence's next token comes after at most three times its usual while.
 """
 
 _DECODES = 2.0
-_LEAST = 64
+LEAST = 64
 _SMOOTHING = 1 / 4
 
 
@@ -14,10 +14,11 @@ class Pace:
 
     Args:
         chunk: the most tokens of a step, whatever it costs.
+        least: no bound is below this: fewer tokens would not cost less.
     """
 
-    def __init__(self, chunk: int) -> None:
-        self._chunk = chunk
+    def __init__(self, chunk: int, least: int = LEAST) -> None:
+        self._chunk, self._least = chunk, least
         self._decode_seconds: float | None = None
         self._token_seconds: float | None = None
 
@@ -30,7 +31,7 @@ class Pace:
         if not decoding or self._decode_seconds is None or self._token_seconds is None:
             return budget
         allowed = _DECODES * self._decode_seconds / max(self._token_seconds, 1e-9)
-        while budget > allowed and budget // 2 >= _LEAST:
+        while budget > allowed and budget // 2 >= self._least:
             budget //= 2
         return budget
 

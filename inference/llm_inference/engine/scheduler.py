@@ -24,7 +24,7 @@ from llm_inference.engine.interface import (
     Observer,
     TokenEvent,
 )
-from llm_inference.engine.pace import Pace
+from llm_inference.engine.pace import LEAST, Pace
 from llm_inference.engine.prefixes import key_of
 from llm_inference.engine.sequence import Detokenizer, EventStream, RunningSequence
 from llm_inference.engine.step import Choice, Matcher, Runner
@@ -33,6 +33,8 @@ logger = logging.getLogger(__name__)
 
 # A model that fails this many steps in a row, for whatever sequences, will not recover.
 _FATAL_FAILURES = 8
+# Prompt tokens that take a device of its own little longer than one: it reads all its weights.
+_DEVICE_LEAST = 512
 _POISONED = "The model produced numbers that are not finite for this request."
 _WELL = (FinishReason.STOP, FinishReason.LENGTH)
 
@@ -75,7 +77,8 @@ class Scheduler:
         self._wake = threading.Condition()
         self._waiting = Admission(capacity)
         self._batch = Batch(runner, capacity.max_concurrency)
-        self._pace = Pace(runner.prefill_chunk)
+        least = _DEVICE_LEAST if runner.asynchronous else LEAST
+        self._pace = Pace(runner.prefill_chunk, least)
         self._untold: list[tuple[RunningSequence, Choice, FinishReason | None]] = []
         self._events: list[tuple[EventStream, TokenEvent]] = []
         self._step_began: float | None = None
@@ -231,6 +234,9 @@ class Scheduler:
                 # All but the last token was in the cache: that one can be a row of the next step.
                 self._batch.join()
                 continue
+            if read and left > budget - read and self._runner.asynchronous:
+                # A device reads its weights for a few tokens as for many: the prompt waits whole.
+                break
             read += self._prefill_chunk(sequence, min(left, budget - read))
             synchronous = sequence.generated > 0
         return read, synchronous
