@@ -1,4 +1,4 @@
-"""The kernels of cuda_kernels.cu, compiled for one decoder and called with tensors.
+"""The kernels of the cuda_*.cu files, compiled for one decoder and called with tensors.
 
 Knows grids, blocks and which shapes the kernels want. Does not know in which order a model needs
 them.
@@ -12,7 +12,8 @@ import torch
 from llm_inference.engine.cuda_module import Kernel, compile_kernels
 from llm_inference.engine.decoder import Decoder, Rope
 
-_SOURCE = Path(__file__).with_suffix(".cu")
+# In this order; each uses what is defined before.
+_SOURCES = ("cuda_numbers.cu", "cuda_rows.cu", "cuda_attention.cu", "cuda_vectors.cu")
 _TYPES = {torch.bfloat16: "BFLOAT16", torch.float16: "FLOAT16", torch.float32: "FLOAT32"}
 _ACTIVATIONS = {"silu": 0, "gelu_tanh": 1, "gelu": 2}
 _MAX_HEAD_DIM = 256
@@ -39,6 +40,12 @@ _ARGMAX_PARTS = 32
 _VECTOR_BLOCKS = 2
 _MAX_SPLITS = 32
 _MAX_VECTOR = 96 * 1024
+
+
+def source() -> str:
+    """The CUDA C of all kernels."""
+    folder = Path(__file__).parent
+    return "\n".join((folder / name).read_text(encoding="utf-8") for name in _SOURCES)
 
 
 def supported(decoder: Decoder) -> bool:
@@ -78,9 +85,7 @@ class Kernels:
         signatures = dict(_SIGNATURES)
         if self.takes_vectors:
             signatures |= _VECTOR_SIGNATURES
-        self._kernels = compile_kernels(
-            _SOURCE.read_text(encoding="utf-8"), self._defines(), signatures
-        )
+        self._kernels = compile_kernels(source(), self._defines(), signatures)
         group = decoder.heads // decoder.kv_heads
         # Only few rows are split, and no more than fill the device.
         pairs = max(rows, 2 * self._processors // decoder.kv_heads + 1)
