@@ -33,8 +33,8 @@ crd: venv ## Write the CRD from the models: deploy/crds and the chart's copy
 lock: venv ## Renew requirements/ from pyproject.toml
 	@$(PYTHON) -m dev.environment lock
 
-bench: venv ## Start-up and throughput beside a peer, as a table
-	@$(VENV)/bin/python -m bench.serving
+bench: venv ## Speed, memory and start of the server beside a peer (ARGS="--publish")
+	@$(VENV)/bin/python -m bench.serving $(ARGS)
 
 bench-reconcile: venv ## What reconciling costs, as a table (ARGS="--count 1000")
 	@$(VENV)/bin/python -m bench.reconcile $(ARGS)

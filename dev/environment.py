@@ -18,6 +18,8 @@ VENV = ROOT / ".venv"
 UV = VENV / "bin" / "uv"
 LOCKS = ROOT / "requirements"
 STAMP = VENV / ".locked"
+NATIVE = ROOT / "inference" / "native" / "build.py"
+LIBRARY = ROOT / "inference" / "llm_inference" / "engine" / "_native.so"
 
 # The images run Python 3.13 on x86-64 Linux; whoever develops brings 3.11 or newer.
 IMAGE = ("--python-version=3.13", "--python-platform=x86_64-manylinux_2_28")
@@ -33,15 +35,20 @@ GROUPS: dict[str, tuple[str, ...]] = {
 
 
 def prepare() -> None:
-    """Make `.venv` hold the locked packages and the CPU build of torch.
+    """Make `.venv` hold the locked packages and the CPU build of torch; compile the native library.
 
     Raises:
-        subprocess.CalledProcessError: A package could not be installed; pip's output says why.
+        subprocess.CalledProcessError: A package could not be installed, or the library not be
+            compiled; the output says why.
     """
     locks = ("dev.txt", "torch-cpu.txt")
     wanted = hashlib.sha256(b"".join((LOCKS / name).read_bytes() for name in locks)).hexdigest()
-    if STAMP.exists() and STAMP.read_text() == wanted:
-        return
+    if not STAMP.exists() or STAMP.read_text() != wanted:
+        _install(wanted)
+    subprocess.run([VENV / "bin" / "python", NATIVE, LIBRARY], check=True)
+
+
+def _install(wanted: str) -> None:
     began = time.monotonic()
     print("environment: .venv from requirements/dev.txt", flush=True)
     if not UV.exists():

@@ -3,12 +3,14 @@
 Knows HTTP status codes and how pydantic reports a bad request. Does not know what routes do.
 """
 
+from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 _TYPES = {
@@ -17,6 +19,23 @@ _TYPES = {
     503: "service_unavailable",
     504: "timeout",
 }
+
+_LONGEST = 1000
+
+
+class ErrorDetail(BaseModel):
+    """What went wrong: a sentence, its kind, the parameter at fault and a code, if there are."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorBody(BaseModel):
+    """The body of every error."""
+
+    error: ErrorDetail
 
 
 class ApiError(Exception):
@@ -41,8 +60,9 @@ class ApiError(Exception):
     ) -> None:
         super().__init__(message)
         self.status = status
-        self.message = message
-        self.param = param
+        # What is quoted from a request may be long, and may not be Unicode.
+        self.message = _printable(message)
+        self.param = None if param is None else _printable(param)
         self.code = code
         self.headers = headers
 
@@ -60,6 +80,11 @@ class ApiError(Exception):
     def response(self) -> JSONResponse:
         """The whole response."""
         return JSONResponse(self.body(), self.status, headers=self.headers)
+
+
+def _printable(text: str) -> str:
+    text = text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
+    return text.encode("utf-8", "replace").decode()
 
 
 def add_handlers(app: FastAPI) -> None:
@@ -96,8 +121,7 @@ def add_handlers(app: FastAPI) -> None:
 def _from_validation(error: RequestValidationError) -> ApiError:
     """The first thing wrong with the body, as one sentence."""
     item = error.errors()[0]
-    path = [str(part) for part in item["loc"][1:] if _names_a_parameter(part)]
-    param = ".".join(path) or None
+    param = ".".join(_path(item["loc"][1:], error.body)) or None
     kind = item["type"]
     if kind == "extra_forbidden":
         return ApiError(
@@ -118,6 +142,15 @@ def _from_validation(error: RequestValidationError) -> ApiError:
     return ApiError(400, f"{param}: {message}." if param else f"{message}.", param=param)
 
 
-def _names_a_parameter(part: int | str) -> bool:
-    """Whether part of an error's location is in the body: pydantic mixes in its own type names."""
-    return isinstance(part, int) or (part.isidentifier() and part not in ("str", "int"))
+def _path(location: Sequence[int | str], body: object) -> list[str]:
+    """The parts of an error's location that are in the body: pydantic adds types and tags."""
+    path: list[str] = []
+    for place, part in enumerate(location):
+        last = place == len(location) - 1
+        if isinstance(body, dict) and (part in body or last):
+            path.append(str(part))  # the last one may be what is missing
+            body = body.get(part)
+        elif isinstance(body, list) and isinstance(part, int) and part < len(body):
+            path.append(str(part))
+            body = body[part]
+    return path

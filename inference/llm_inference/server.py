@@ -5,26 +5,36 @@ listening socket stays open until it has.
 """
 
 import asyncio
-import logging
+import contextvars
 import math
+import resource
 import socket
-import sys
 import time
+from contextlib import suppress
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import uvicorn
 
+from llm_inference import logs
 from llm_inference.app import create_app
 from llm_inference.health import Health, process_started_at
 from llm_inference.keys import KeyFile, KeysError
+from llm_inference.protocol import HttpProtocol
 from llm_inference.serving import Serving
-from llm_inference.settings import Settings, SettingsError
+from llm_inference.settings import Settings, SettingsError, traces_wanted
+
+if TYPE_CHECKING:
+    from llm_inference.tracing import Traces
 
 # Seconds for connections that are still open once all requests have been answered.
 _CLOSE_SECONDS = 2
 # Seconds that a connection may be idle: longer than load balancers keep theirs, the slowest of
 # which wait for 600. Whoever closes first must not be the one who may be sent a request.
 _KEEP_ALIVE_SECONDS = 620
+# Seconds for a collector to take the last traces.
+_FLUSH_SECONDS = 3.0
+_FILES = 65536
 
 
 class Server(uvicorn.Server):
@@ -44,7 +54,8 @@ class Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002
         """Called by uvicorn on SIGTERM and SIGINT, between two instructions of the loop."""
-        self._loop.call_soon_threadsafe(self._drain)
+        # In a context of its own: this one may be that of a request that has just been served.
+        self._loop.call_soon_threadsafe(self._drain, context=contextvars.Context())
 
     async def stop_when_finished(self) -> None:
         """Let uvicorn exit once the server has drained or has failed."""
@@ -69,7 +80,8 @@ def run(settings: Settings) -> str | None:
         SettingsError: nothing can listen on the address that is asked for, or no API key is in
             the file that should hold some.
     """
-    _configure_logging(settings)
+    logs.configure(settings.log_level, settings.log_format)
+    _allow_connections()
     keys = _read_keys(settings)
     listener = _listen(settings)
     health = Health(
@@ -78,9 +90,18 @@ def run(settings: Settings) -> str | None:
         started_at=process_started_at(),
     )
     uvicorn_loop = uvicorn.Config("", loop="auto", log_config=None).get_loop_factory()
-    with asyncio.Runner(loop_factory=uvicorn_loop) as runner:
-        runner.run(_serve(settings, health, listener, keys))
+    # Not closed: that would wait for threads, and one that hangs in the model never ends.
+    runner = asyncio.Runner(loop_factory=uvicorn_loop)
+    runner.run(_serve(settings, health, listener, keys))
     return health.error
+
+
+def _allow_connections() -> None:
+    """Have a file for each connection where the soft limit is the 1024 of old."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _FILES if hard == resource.RLIM_INFINITY else min(hard, _FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _read_keys(settings: Settings) -> KeyFile | None:
@@ -112,8 +133,13 @@ async def _serve(
     settings: Settings, health: Health, listener: socket.socket, keys: KeyFile | None
 ) -> None:
     serving = Serving(settings, health)
+    traces = _open_traces(serving)
+    HttpProtocol.head_seconds = settings.receive_timeout_seconds
     config = uvicorn.Config(
-        create_app(serving, keys),
+        create_app(serving, keys, traces.report) if traces else create_app(serving, keys),
+        http=HttpProtocol,
+        ws="none",
+        reset_contextvars=True,
         log_config=None,
         access_log=False,
         server_header=False,
@@ -124,13 +150,23 @@ async def _serve(
     stopper = asyncio.create_task(server.stop_when_finished())
     await server.serve(sockets=[listener])
     stopper.cancel()
+    if traces is not None:
+        await _flush(traces)
 
 
-def _configure_logging(settings: Settings) -> None:
-    logging.basicConfig(
-        stream=sys.stderr,
-        level=settings.log_level.upper(),
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-    )
-    # uvicorn's own account of start and stop says less than ours.
-    logging.getLogger("uvicorn.error").setLevel(max(logging.root.level, logging.WARNING))
+def _open_traces(serving: Serving) -> "Traces | None":
+    if not traces_wanted():
+        return None
+    from llm_inference.tracing import Traces  # noqa: PLC0415 - costs those who want it
+
+    try:
+        return Traces(serving.model_name)
+    except Exception as error:
+        raise SettingsError(f"traces cannot be sent: {error}") from error
+
+
+async def _flush(traces: "Traces") -> None:
+    """Send the last traces, if their collector takes them in time."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_FLUSH_SECONDS):
+            await asyncio.to_thread(traces.flush, _FLUSH_SECONDS)

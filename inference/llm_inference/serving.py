@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from llm_inference.engine.directory import ModelDirectory, ModelLoadError, inspect, name_of
-from llm_inference.engine.interface import Engine, Observer
+from llm_inference.engine.interface import Engine, GenerationEngine, Observer
 from llm_inference.health import Health, Phase
 from llm_inference.metrics import Metrics
 from llm_inference.settings import Settings
@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 # sends on a connection that was open before has learned by then that it is to be closed.
 _QUIET_SECONDS = 2.0
 _LOOK_SECONDS = 0.05
+# An engine that hangs in a step does not close.
+_CLOSE_SECONDS = 5.0
 
 
 class Serving:
@@ -54,6 +56,7 @@ class Serving:
         self.connections: Callable[[], int] = lambda: 0
         self.drained_by: float | None = None
         self._active = self._admitted = 0
+        self._hung = False
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -79,6 +82,8 @@ class Serving:
     def _serve(self, engine: Engine) -> None:
         self.engine = engine
         self.metrics.load = engine.load
+        if self.health.device is not None and isinstance(engine, GenerationEngine):
+            self.metrics.describe_cache(engine.capacity, self.health.device.dtype)
         if self.health.enter(Phase.SERVING):
             phases = self.health.startup_seconds()
             logger.info(
@@ -93,7 +98,16 @@ class Serving:
         """False once only a restart helps."""
         if self.health.phase is Phase.FAILED:
             return False
-        return self.engine is None or self.engine.alive
+        return self.engine is None or (self.engine.alive and not self._hangs(self.engine))
+
+    def _hangs(self, engine: Engine) -> bool:
+        """Whether the engine is at one step for too long: a kernel or a card that is stuck."""
+        seconds = engine.stalled_seconds
+        hangs = seconds > self.settings.step_timeout_seconds
+        if hangs and not self._hung:
+            logger.error("a step of the model has taken %.0f s and is taken to hang", seconds)
+        self._hung = hangs
+        return hangs
 
     @property
     def ready(self) -> bool:
@@ -139,9 +153,17 @@ class Serving:
                 await self._quiet()
         except TimeoutError:
             logger.warning("%d requests did not finish in time and are ended", self._active)
-            if self.engine is not None:
-                await self.engine.close()
+            await self.close()
         self.finished.set()
+
+    async def close(self) -> None:
+        """End what the engine runs and stop it, if it can be stopped."""
+        if self.engine is None:
+            return
+        try:
+            await asyncio.wait_for(self.engine.close(), _CLOSE_SECONDS)
+        except TimeoutError:
+            logger.error("the engine does not stop: a step of the model hangs")  # noqa: TRY400
 
     async def _quiet(self) -> None:
         """Return when no request runs and no connection is open, or none has brought one lately."""
@@ -164,6 +186,9 @@ def load_engine(serving: Serving) -> Engine:
     # What is wrong with the directory itself is told before torch is imported, seconds earlier.
     directory = _find_model(serving)
     health.name_model(directory.model_id, directory.revision)
+    from llm_inference.engine.lean_torch import import_torch  # noqa: PLC0415
+
+    import_torch()
     from llm_inference.engine import loader  # noqa: PLC0415 - imports torch
 
     observer: Observer = serving.metrics
@@ -177,6 +202,7 @@ def load_engine(serving: Serving) -> Engine:
             max_length=settings.max_length,
             max_concurrency=settings.max_concurrency,
             max_queue=settings.max_queue,
+            max_queue_tokens=settings.max_queue_tokens,
         ),
         on_phase=lambda phase: health.enter(Phase(phase)),
         observer=observer,

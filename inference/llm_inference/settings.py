@@ -79,17 +79,42 @@ class Settings(BaseSettings):
     max_queue: int = Field(
         default=64, ge=0, le=100_000, description="sequences waiting before requests get 429"
     )
+    max_queue_tokens: int | None = Field(
+        default=None,
+        ge=1,
+        le=1 << 31,
+        description="tokens, prompts and outputs together, that may wait; a quarter of "
+        "LLM_MAX_QUEUE times LLM_MAX_LENGTH",
+    )
     request_timeout_seconds: float = Field(
         default=300, gt=0, le=86_400, description="longest life of one request"
+    )
+    step_timeout_seconds: float = Field(
+        default=120,
+        gt=0,
+        le=86_400,
+        description="one forward pass that takes longer makes /livez fail",
+    )
+    max_body_bytes: int = Field(
+        default=8 << 20, ge=1024, le=1 << 30, description="largest body of a request"
+    )
+    receive_timeout_seconds: float = Field(
+        default=60, gt=0, le=3600, description="time a client has to send a request"
+    )
+    stream_comment_seconds: float = Field(
+        default=15, gt=0, le=3600, description="silence in a stream before a comment fills it"
     )
     drain_seconds: float = Field(
         default=30, ge=0, le=3600, description="time running requests have after SIGTERM"
     )
     api_keys_file: Path | None = Field(
         default=None,
-        description="one API key a line; requests to /v1 must then carry one of them",
+        description="one API key a line; requests to the API must then carry one of them",
     )
     log_level: LogLevel = Field(default="info", description="least severe log line written")
+    log_format: Literal["auto", "json", "text"] = Field(
+        default="auto", description="form of log lines: text on a terminal and JSON elsewhere"
+    )
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
@@ -120,6 +145,27 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
         return Settings()
     except ValidationError as error:
         raise SettingsError(_sentence(error)) from None
+
+
+def traces_wanted(environ: Mapping[str, str] | None = None) -> bool:
+    """Whether OpenTelemetry's own variables say where traces are to go.
+
+    Raises:
+        SettingsError: they name a protocol that is not spoken.
+    """
+    environ = os.environ if environ is None else environ
+    kind = "OTEL_EXPORTER_OTLP_"
+    if not (environ.get(f"{kind}TRACES_ENDPOINT") or environ.get(f"{kind}ENDPOINT")):
+        return False
+    disabled = environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true"
+    if disabled or environ.get("OTEL_TRACES_EXPORTER", "").strip().lower() == "none":
+        return False
+    for name in (f"{kind}TRACES_PROTOCOL", f"{kind}PROTOCOL"):
+        if protocol := environ.get(name):
+            if protocol != "http/protobuf":
+                raise SettingsError(f"{name}={protocol!r}: traces are sent as http/protobuf only")
+            break
+    return True
 
 
 def _refuse_unknown(environ: Mapping[str, str]) -> None:

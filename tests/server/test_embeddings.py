@@ -94,7 +94,8 @@ def test_base64_holds_the_same_numbers(minilm):
     ("body", "param"),
     [
         ({"input": []}, "input"),
-        ({"input": [1, 2]}, "input"),
+        ({"input": [1, 10**6]}, "input"),
+        ({"input": [[]]}, "input"),
         ({"input": "word " * 300}, "input"),
         ({"input": "a", "dimensions": 5}, "dimensions"),
         ({"input": "a", "encoding_format": "int8"}, "encoding_format"),
@@ -105,6 +106,26 @@ def test_what_cannot_be_embedded_is_400(minilm, body, param):
     response = minilm.client.post("/v1/embeddings", json={"model": minilm.model, **body})
     assert response.status_code == 400
     assert response.json()["error"]["param"] == param
+
+
+@pytest.mark.parametrize("batch", [False, True])
+def test_inputs_may_be_token_ids(minilm, minilm_dir, reference, batch):
+    ids = AutoTokenizer.from_pretrained(minilm_dir)(TEXTS).input_ids
+    answer = embed(minilm, ids if batch else ids[0]).json()
+    found = np.array([item["embedding"] for item in answer["data"]])
+    expected = TEXTS if batch else TEXTS[:1]
+    assert np.abs(found - reference(expected)).max() < 1e-4
+    assert answer["usage"]["total_tokens"] == sum(map(len, ids if batch else ids[:1]))
+
+
+def test_dimensions_are_what_the_model_has(minilm):
+    answer = embed(minilm, "a", dimensions=384)
+    assert len(answer.json()["data"][0]["embedding"]) == 384
+
+
+def test_info_of_an_encoder(minilm):
+    info = minilm.client.get("/info").json()
+    assert (info["task"], info["max_length"], info["features"]) == ("embed", 256, {"embed": True})
 
 
 def test_an_encoder_does_not_chat(minilm):

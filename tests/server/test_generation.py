@@ -113,7 +113,7 @@ def test_a_stream_is_the_answer_in_pieces(smollm2):
     assert text == whole["choices"][0]["message"]["content"]
     assert pieces[-1]["choices"][0]["finish_reason"] == whole["choices"][0]["finish_reason"]
     assert last["choices"] == []
-    assert last["usage"] == whole["usage"]
+    assert last["usage"]["total_tokens"] == whole["usage"]["total_tokens"]
     assert len(pieces) > 20
     assert len({chunk["id"] for chunk in chunks}) == 1
 

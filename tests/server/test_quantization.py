@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from llm_inference.engine import loader
+from llm_inference.engine import pretrained
 from llm_inference.engine.codec import HuggingFaceCodec
 from llm_inference.engine.directory import inspect
 
@@ -27,8 +27,9 @@ def test_it_answers_and_says_how_it_is_held(start, smollm2_dir):
 
 
 def load(directory, quantization):
-    options = loader.LoadOptions(dtype="bfloat16", quantization=quantization)
-    return loader._load_weights(inspect(directory), options, torch.device("cpu"))
+    return pretrained.load_pretrained(
+        inspect(directory), dtype="bfloat16", quantization=quantization, device=torch.device("cpu")
+    )
 
 
 def memory(model):

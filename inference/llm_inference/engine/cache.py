@@ -94,6 +94,8 @@ class RowCache(Cache):  # type: ignore[misc]
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
+        self.rows = rows
+        self._reach = 0  # positions that any row was ever written to
         self._window = Window()
         layers = [
             RowLayer(
@@ -115,6 +117,7 @@ class RowCache(Cache):  # type: ignore[misc]
         window = self._window
         window.first, window.end, window.span = row, row + 1, start + tokens
         window.start = start
+        self._reach = max(self._reach, window.span)
 
     def open_decode(self, first: int, positions: torch.Tensor, span: int) -> None:
         """The next forward pass writes one token for each row from `first` on.
@@ -126,11 +129,18 @@ class RowCache(Cache):  # type: ignore[misc]
         """
         window = self._window
         window.first, window.end, window.span = first, first + len(positions), span
+        self._reach = max(self._reach, span)
         if len(positions) == 1:
             window.start = int(positions[0])
             return
         window.start, window.positions = None, positions
         window.rows = torch.arange(len(positions), device=positions.device)
+
+    def clear(self, row: int) -> None:
+        """Zero what was ever written to a row."""
+        for layer in self.layers:
+            layer.keys[row, :, : self._reach] = 0
+            layer.values[row, :, : self._reach] = 0
 
     def move(self, source: int, target: int, length: int) -> None:
         """Copy the first `length` positions of one row to another."""

@@ -52,9 +52,9 @@ def inspect(
     """
     if not path.is_dir():
         raise ModelLoadError(f"the model directory {path} does not exist")
-    manifest = _read_json(path / "manifest.json", required=False) if has_manifest else {}
+    manifest = read_json(path / "manifest.json", required=False) if has_manifest else {}
     _check_manifest(manifest, model_id=model_id, revision=revision)
-    config = _read_json(path / "config.json", required=True)
+    config = read_json(path / "config.json", required=True)
     _check_weights(path)
     generates = any("ForCausalLM" in name for name in config.get("architectures") or [])
     generates = generates and not (path / "modules.json").is_file()
@@ -75,7 +75,7 @@ def inspect(
 def name_of(path: Path) -> str:
     """What the directory itself says it holds: the manifest's id, else its own name."""
     try:
-        manifest = _read_json(path / "manifest.json", required=False)
+        manifest = read_json(path / "manifest.json", required=False)
     except ModelLoadError:  # told when the model is loaded
         manifest = {}
     return str(manifest.get("id") or path.name)
@@ -101,7 +101,7 @@ def _check_manifest(
 
 def _check_weights(path: Path) -> None:
     if (index := path / "model.safetensors.index.json").is_file():
-        shards = set(_read_json(index, required=True).get("weight_map", {}).values())
+        shards = set(read_json(index, required=True).get("weight_map", {}).values())
         missing = sorted(shard for shard in shards if not (path / shard).is_file())
         if missing:
             raise ModelLoadError(f"{path} lacks the weights file {missing[0]}")
@@ -117,7 +117,12 @@ def _check_weights(path: Path) -> None:
     raise ModelLoadError(f"{path} holds no model.safetensors")
 
 
-def _read_json(path: Path, *, required: bool) -> dict[str, Any]:
+def read_json(path: Path, *, required: bool) -> dict[str, Any]:
+    """The JSON object in a file; empty if the file is missing and not `required`.
+
+    Raises:
+        ModelLoadError: the file is missing, unreadable or holds something else.
+    """
     if not path.is_file():
         if required:
             raise ModelLoadError(f"{path.parent} holds no {path.name}")

@@ -7,6 +7,7 @@ import asyncio
 import json
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from llm_inference.engine.interface import (
     EngineFullError,
     Load,
     Observer,
+    TextInput,
 )
 
 if TYPE_CHECKING:
@@ -34,16 +36,35 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
+PoolingMode = Literal["mean", "cls", "max", "last"]
+# As sentence-transformers names them, in older files and in newer ones.
+_MODES: dict[str, PoolingMode] = {
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_lasttoken": "last",
+    "mean": "mean",
+    "cls": "cls",
+    "max": "max",
+    "lasttoken": "last",
+}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Pooling:
     """How token states become one vector.
 
-    `max_length` is the longest text in tokens that the model was trained for, None if not said.
+    Attributes:
+        mode: how; `last` is the state of the last token.
+        normalize: whether vectors are made 1 long.
+        max_length: the longest text in tokens that the model was trained for, None if not said.
+        shorter: lengths that the first numbers of a vector may stand for it with; None for any.
     """
 
-    mode: Literal["mean", "cls", "max"] = "mean"
+    mode: PoolingMode = "mean"
     normalize: bool = False
     max_length: int | None = None
+    shorter: tuple[int, ...] | None = ()
 
 
 def read_pooling(directory: Path) -> Pooling:
@@ -53,8 +74,9 @@ def read_pooling(directory: Path) -> Pooling:
         ModelLoadError: it asks for a module or mode that is not served.
     """
     modules_file = directory / "modules.json"
+    shorter = _shorter(directory)
     if not modules_file.is_file():
-        return Pooling()
+        return Pooling(shorter=shorter)
     kinds = {}
     for module in json.loads(modules_file.read_text(encoding="utf-8")):
         kinds[module["type"].rpartition(".")[2]] = directory / module["path"]
@@ -66,19 +88,29 @@ def read_pooling(directory: Path) -> Pooling:
         mode=_pooling_mode(kinds["Pooling"]) if "Pooling" in kinds else "mean",
         normalize="Normalize" in kinds,
         max_length=_sentence_length(kinds.get("Transformer", directory)),
+        shorter=shorter,
     )
 
 
-def _pooling_mode(directory: Path) -> Literal["mean", "cls", "max"]:
+def _pooling_mode(directory: Path) -> PoolingMode:
     config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-    modes = {name for name, wanted in config.items() if name.startswith("pooling_mode_") and wanted}
-    if modes == {"pooling_mode_mean_tokens"} or config.get("pooling_mode") == "mean":
-        return "mean"
-    if modes == {"pooling_mode_cls_token"} or config.get("pooling_mode") == "cls":
-        return "cls"
-    if modes == {"pooling_mode_max_tokens"} or config.get("pooling_mode") == "max":
-        return "max"
-    raise ModelLoadError(f"the model asks for the pooling {sorted(modes)}, which is not served")
+    wanted = {name for name, value in config.items() if name.startswith("pooling_mode_") and value}
+    wanted |= {config["pooling_mode"]} if config.get("pooling_mode") else set()
+    modes = {_MODES.get(name) for name in wanted}
+    if len(modes) != 1 or (mode := modes.pop()) is None:
+        raise ModelLoadError(
+            f"the model asks for the pooling {sorted(wanted)}, which is not served"
+        )
+    return mode
+
+
+def _shorter(directory: Path) -> tuple[int, ...] | None:
+    """The lengths that config.json of a Matryoshka model names, None for any."""
+    file = directory / "config.json"
+    config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    if lengths := config.get("matryoshka_dimensions"):
+        return tuple(sorted(lengths))
+    return None if config.get("is_matryoshka") else ()
 
 
 def _sentence_length(directory: Path) -> int | None:
@@ -101,6 +133,8 @@ def encode(
     states = model(input_ids=ids, attention_mask=mask.long()).last_hidden_state.float()
     if pooling.mode == "cls":
         vectors = states[:, 0]
+    elif pooling.mode == "last":
+        vectors = states[torch.arange(len(batch), device=states.device), lengths - 1]
     elif pooling.mode == "max":
         vectors = states.masked_fill(~mask.unsqueeze(-1), -torch.inf).amax(dim=1)
     else:
@@ -145,6 +179,8 @@ class PoolingEngine(EmbeddingEngine):
         self._pooling = pooling
         self._pad = pad
         self._observer = observer
+        self.dimensions = _dimensions(pooling, model.config.hidden_size)
+        self._step_since: float | None = None
         self._wake = threading.Condition()
         self._waiting: deque[_Job] = deque()
         self._running = 0
@@ -157,17 +193,26 @@ class PoolingEngine(EmbeddingEngine):
         """False once no request can be served any more."""
         return self._thread.is_alive()
 
+    @property
+    def stalled_seconds(self) -> float:
+        """How long the model has been at the batch it is at; 0 between batches."""
+        since = self._step_since
+        return 0.0 if since is None else time.monotonic() - since
+
     def load(self) -> Load:
         """Texts held now; an encoder keeps no cache."""
         return Load(running=self._running, waiting=len(self._waiting), cache_usage=0.0)
 
-    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+    def count_tokens(self, texts: Sequence[TextInput]) -> list[int]:
         """Tokens of each text, special tokens included."""
-        return [len(self._codec.encode(text)) for text in texts]
+        return [len(ids) for ids in self._encode(texts)]
 
-    async def embed(self, texts: Sequence[str]) -> Embeddings:
+    def _encode(self, texts: Sequence[TextInput]) -> list[list[int]]:
+        return [self._codec.encode(text) if isinstance(text, str) else list(text) for text in texts]
+
+    async def embed(self, texts: Sequence[TextInput]) -> Embeddings:
         """One vector for each text; texts of other requests may share the batch."""
-        encoded = await asyncio.to_thread(lambda: [self._codec.encode(text) for text in texts])
+        encoded = await asyncio.to_thread(self._encode, texts)
         if any(len(ids) > self.capacity.max_length for ids in encoded):
             raise ValueError("a text does not fit the model")
         loop = asyncio.get_running_loop()
@@ -201,7 +246,9 @@ class PoolingEngine(EmbeddingEngine):
 
     def _run(self) -> None:
         while batch := self._next_batch():
+            self._step_since = time.monotonic()
             self._serve(batch)
+            self._step_since = None
             self._running = 0
         with self._wake:
             waiting, self._closing = list(self._waiting), True
@@ -253,3 +300,10 @@ class PoolingEngine(EmbeddingEngine):
             job.loop.call_soon_threadsafe(settle)
         except RuntimeError:
             logger.debug("an event loop is closed; its vectors are dropped")
+
+
+def _dimensions(pooling: Pooling, own: int) -> Sequence[int]:
+    """The lengths that vectors may be cut to, rising to their own."""
+    if pooling.shorter is None:
+        return range(1, own + 1)
+    return [*(length for length in pooling.shorter if length < own), own]

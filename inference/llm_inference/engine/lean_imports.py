@@ -25,6 +25,8 @@ import torch
 import transformers.utils
 import transformers.utils.import_utils
 
+from llm_inference.engine.lean_torch import complete_torch
+
 logger = logging.getLogger(__name__)
 
 _COMPILER = "torch._dynamo"
@@ -71,6 +73,8 @@ class _CompilerPackage(ModuleType):
 @contextmanager
 def without_compiler() -> Iterator[None]:
     """Hold torch's compiler back from imports made and models loaded inside."""
+    # Models are made on the meta device.
+    complete_torch()
     if _COMPILER in sys.modules or any(map(find_spec, _USERS_OF_THE_COMPILER)):
         yield
         return

@@ -1,13 +1,13 @@
-"""From a model directory to a running engine. Imports torch and transformers: import this late.
+"""From a model directory to a running engine. Imports torch: import this late.
 
-Knows devices, dtypes, weights and memory. Tells its caller which phase it is in and ends every
-failure in one sentence.
+Models of the families known here are read straight from their files and run by our own runners;
+transformers, whose import takes seconds, loads and runs everything else. Knows devices, types and
+memory. Tells its caller which phase it is in and ends every failure in one sentence.
 """
 
 import gc
-import inspect as python_inspect
 import logging
-import os
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,40 +16,23 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from llm_inference.engine import machine
-from llm_inference.engine.cache import RowCache
+from llm_inference.engine import machine, models
 from llm_inference.engine.codec import HuggingFaceCodec
 from llm_inference.engine.directory import ModelDirectory, ModelLoadError
-from llm_inference.engine.embedding import PoolingEngine, encode, read_pooling
 from llm_inference.engine.generation import BatchingEngine
-from llm_inference.engine.interface import (
-    Capacity,
-    DeviceReport,
-    Engine,
-    Observer,
-)
-from llm_inference.engine.lean_imports import without_compiler
-from llm_inference.engine.linear import widen_linears
-from llm_inference.engine.quantization import QuantizationError, quantize_linears
-from llm_inference.engine.runner import CausalRunner
-
-with without_compiler():
-    # The last two are what every model imports: here, so that they are imported lean.
-    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
-    from transformers import modeling_layers as _modeling_layers  # noqa: F401
-    from transformers.generation import utils as _generation_utils  # noqa: F401
-    from transformers.utils import logging as transformers_logging
+from llm_inference.engine.interface import Capacity, DeviceReport, Engine, Observer
+from llm_inference.engine.models import GenerativeModel
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 logger = logging.getLogger(__name__)
-transformers_logging.disable_progress_bar()
 
 # Share of the memory left beside the weights that the KV cache may grow into.
 _CACHE_SHARE = {"cpu": 0.5, "cuda": 0.85}
+# Rows of the cache that keep the prefixes of ended sequences, for each row of the batch.
+_KEPT_SHARE = 0.5
 _SHORTEST = 256
-_FULL, _SLIDING = "full_attention", "sliding_attention"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +46,7 @@ class LoadOptions:
     max_length: int | None = None
     max_concurrency: int = 16
     max_queue: int = 64
+    max_queue_tokens: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,76 +80,90 @@ def load_model(
     device = _pick_device(options.device)
     with _one_sentence(directory.path):
         codec = HuggingFaceCodec.load(directory.path)
-        model = _load_weights(directory, options, device)
-    build = _build_generation if directory.generates else _build_embedding
-    engine, warm = build(model, codec, directory, options, observer)
+        # The first conversation would wait for it, the start of the server need not.
+        threading.Thread(target=codec.prepare, name="chat template", daemon=True).start()
+        if directory.generates:
+            built = _generation(directory, options, device, codec, observer)
+        else:
+            built = _embedding(directory, options, device, codec, observer)
     on_phase("warming")
     with _one_sentence(directory.path):
-        warm()
+        built.warm()
     # The model's objects live as long as the process: the collector need not look at them again.
     gc.collect()
     gc.freeze()
     return LoadedModel(
-        engine=engine(),
+        engine=built.start(),
         device=DeviceReport(
             type=device.type,
             name=_device_name(device),
-            dtype=str(model.dtype).removeprefix("torch."),
+            dtype=str(built.dtype).removeprefix("torch."),
             memory_bytes=_device_memory(device),
             threads=threads,
         ),
     )
 
 
-Built = tuple[Callable[[], Engine], Callable[[], None]]
+@dataclass(frozen=True, kw_only=True)
+class _Built:
+    """A loaded model: its type, how it is warmed, and how its engine starts."""
+
+    dtype: torch.dtype
+    warm: Callable[[], None]
+    start: Callable[[], Engine]
 
 
-def _build_generation(
-    model: "PreTrainedModel",
-    codec: HuggingFaceCodec,
+def _generation(
     directory: ModelDirectory,
     options: LoadOptions,
+    device: torch.device,
+    codec: HuggingFaceCodec,
     observer: Observer,
-) -> Built:
-    shapes = _cache_shapes(model)
+) -> _Built:
+    model = models.load_generative(
+        directory, dtype=options.dtype, quantization=options.quantization, device=device
+    )
+    length, rows = _cache_size(model, options)
     capacity = Capacity(
-        max_length=_generation_length(model, shapes, options),
+        max_length=length,
         max_concurrency=options.max_concurrency,
         max_queue=options.max_queue,
-        vocabulary=model.get_input_embeddings().num_embeddings,
+        max_queue_tokens=options.max_queue_tokens,
+        vocabulary=model.vocabulary,
     )
-    cache = RowCache(
-        shapes=shapes,
-        rows=capacity.max_concurrency,
-        max_length=capacity.max_length,
-        dtype=model.dtype,
-        device=model.device,
-    )
-    runner = CausalRunner(model=model, cache=cache, windows=_windows(model, directory))
-
-    def warm() -> None:
-        runner.prefill(0, [0] * 8, 0, None)
-        runner.decode(0, [0], [8], [])
+    runner = model.runner(rows, length)
+    ends = codec.eos_token_id if model.ends is None else model.ends
+    ends = [] if ends is None else ends
 
     def start() -> Engine:
         return BatchingEngine(
             codec=codec,
             runner=runner,
             capacity=capacity,
-            eos=_end_tokens(model, codec),
+            eos=frozenset(ends if isinstance(ends, list) else [ends]),
             observer=observer,
         )
 
-    return start, warm
+    return _Built(dtype=model.dtype, warm=lambda: models.warm(runner), start=start)
 
 
-def _build_embedding(
-    model: "PreTrainedModel",
-    codec: HuggingFaceCodec,
+def _embedding(
     directory: ModelDirectory,
     options: LoadOptions,
+    device: torch.device,
+    codec: HuggingFaceCodec,
     observer: Observer,
-) -> Built:
+) -> _Built:
+    from llm_inference.engine import pretrained  # noqa: PLC0415 - imports transformers
+    from llm_inference.engine.embedding import (  # noqa: PLC0415
+        PoolingEngine,
+        encode,
+        read_pooling,
+    )
+
+    model: PreTrainedModel = pretrained.load_pretrained(
+        directory, dtype=options.dtype, quantization="none", device=device
+    )
     pooling = read_pooling(directory.path)
     own = getattr(model.config, "max_position_embeddings", None) or 512
     longest = min(own, pooling.max_length or own)
@@ -194,7 +192,7 @@ def _build_embedding(
             observer=observer,
         )
 
-    return start, warm
+    return _Built(dtype=model.dtype, warm=warm, start=start)
 
 
 def _pick_device(wanted: str) -> torch.device:
@@ -225,95 +223,27 @@ def _device_name(device: torch.device) -> str:
     return next(names, "cpu")
 
 
-def _load_weights(
-    directory: ModelDirectory, options: LoadOptions, device: torch.device
-) -> "PreTrainedModel":
-    """The model in eval mode on `device`.
-
-    Raises:
-        ModelLoadError: the checkpoint lacks weights of the model, or is not to be quantized.
-    """
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    config = AutoConfig.from_pretrained(directory.path, local_files_only=True)
-    auto = AutoModelForCausalLM if directory.generates else AutoModel
-    with without_compiler():
-        model, report = auto.from_pretrained(
-            directory.path,
-            config=config,
-            dtype=options.dtype if options.dtype == "auto" else getattr(torch, options.dtype),
-            local_files_only=True,
-            use_safetensors=True,
-            output_loading_info=True,
-        )
-    # transformers would fill what is missing with random numbers and serve that.
-    missing = sorted(name for name in report["missing_keys"] if not name.startswith("pooler."))
-    if missing:
-        raise ModelLoadError(
-            f"the weights in {directory.path} lack {len(missing)} tensors, {missing[0]} for one"
-        )
-    model = model.eval().requires_grad_(requires_grad=False)
-    if options.quantization == "int8":
-        # Before it goes to the device, which then never holds the wide weights.
-        try:
-            quantize_linears(model, keep=model.get_output_embeddings())
-        except QuantizationError as error:
-            raise ModelLoadError(str(error)) from None
-    model = model.to(device)
-    widen_linears(model)
-    return model
-
-
-def _cache_shapes(model: "PreTrainedModel") -> list[tuple[int, int, int]]:
-    """(heads, key_dim, value_dim) of each layer, from a forward pass over one token."""
-    if "position_ids" not in python_inspect.signature(model.forward).parameters:
-        raise ModelLoadError(
-            f"{type(model).__name__} takes no positions and cannot be batched by this server"
-        )
-    token = torch.zeros((1, 1), dtype=torch.long, device=model.device)
-    with torch.inference_mode():
-        cache = model(input_ids=token, use_cache=True).past_key_values
-    layers = getattr(cache, "layers", [])
-    if not layers or not all(hasattr(layer, "keys") for layer in layers):
-        raise ModelLoadError(
-            f"{type(model).__name__} does not keep a standard key-value cache, "
-            "which this server needs"
-        )
-    return [(x.keys.shape[1], x.keys.shape[3], x.values.shape[3]) for x in layers]
-
-
-def _windows(model: "PreTrainedModel", directory: ModelDirectory) -> dict[str, int | None]:
-    """The sliding window of each kind of attention layer the model has, None for full attention."""
-    config = model.config.get_text_config()
-    window = getattr(config, "sliding_window", None)
-    kinds = getattr(config, "layer_types", None) or [_SLIDING if window else _FULL]
-    if unknown := sorted(set(kinds) - {_FULL, _SLIDING}):
-        raise ModelLoadError(
-            f"the model in {directory.path} has {unknown[0]} layers, which this server cannot batch"
-        )
-    return {kind: window if kind == _SLIDING else None for kind in dict.fromkeys(kinds)}
-
-
-def _generation_length(
-    model: "PreTrainedModel", shapes: list[tuple[int, int, int]], options: LoadOptions
-) -> int:
-    """Tokens of one sequence: what is asked for, or what the model and the memory allow."""
-    own = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    wanted = options.max_length
+def _cache_size(model: GenerativeModel, options: LoadOptions) -> tuple[int, int]:
+    """Tokens of one sequence, as asked for or as model and memory allow, and rows of the cache."""
+    own, wanted = model.max_length, options.max_length
     if wanted and own and wanted > own:
         raise ModelLoadError(
             f"LLM_MAX_LENGTH is {wanted}, but the model reads {own} tokens at most"
         )
-    per_length = RowCache.bytes_per_token(shapes, model.dtype) * options.max_concurrency
-    room = int(_free_memory(model.device) * _CACHE_SHARE[model.device.type]) // per_length
+    batch = options.max_concurrency
+    share = int(_free_memory(model.device) * _CACHE_SHARE[model.device.type])
+    tokens = share // model.bytes_per_token
+    room = tokens // batch
     length = wanted or min(own or room, room)
     if length > room or (length < min(_SHORTEST, own or _SHORTEST) and not wanted):
         raise ModelLoadError(
             f"the memory left beside the weights holds {room} tokens for each of "
-            f"{options.max_concurrency} sequences"
+            f"{batch} sequences"
             + (f", not the {wanted} of LLM_MAX_LENGTH" if wanted else "")
             + ": lower LLM_MAX_CONCURRENCY or LLM_MAX_LENGTH, or give the container more memory"
         )
-    return length
+    kept = min(max(1, int(batch * _KEPT_SHARE)), tokens // length - batch)
+    return length, batch + kept
 
 
 def _free_memory(device: torch.device) -> int:
@@ -321,16 +251,6 @@ def _free_memory(device: torch.device) -> int:
         free: int = torch.cuda.mem_get_info(device)[0]
         return free
     return machine.available_memory()
-
-
-def _end_tokens(model: "PreTrainedModel", codec: HuggingFaceCodec) -> frozenset[int]:
-    """Token ids that end a sequence: the generation config's, else the tokenizer's."""
-    ends = getattr(model.generation_config, "eos_token_id", None)
-    if ends is None:
-        ends = codec.eos_token_id
-    if ends is None:
-        return frozenset()
-    return frozenset(ends if isinstance(ends, list) else [ends])
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import torch
 
 from llm_inference.engine.cache import RowCache
 from llm_inference.engine.sampling import choose
-from llm_inference.engine.scheduler import Draw
+from llm_inference.engine.step import Choice, Draw
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -41,9 +41,13 @@ class CausalRunner:
         self._device: torch.device = model.device
         self._dtype: torch.dtype = model.dtype
         self.prefill_chunk = _PREFILL_CHUNK[self._device.type]
+        self.rows = cache.rows
+        self.asynchronous = self._device.type == "cuda"
 
     @torch.inference_mode()
-    def prefill(self, row: int, tokens: Sequence[int], start: int, draw: Draw | None) -> int | None:
+    def prefill(
+        self, row: int, tokens: Sequence[int], start: int, draw: Draw | None
+    ) -> Choice | None:
         """Read `tokens` at positions `start`... into `row`; with `draw`, choose the next token."""
         self._cache.open_prefill(row, start, len(tokens))
         positions = torch.arange(start, start + len(tokens), device=self._device).unsqueeze(0)
@@ -57,7 +61,7 @@ class CausalRunner:
     @torch.inference_mode()
     def decode(
         self, first_row: int, tokens: Sequence[int], positions: Sequence[int], draws: Sequence[Draw]
-    ) -> list[int | None]:
+    ) -> Sequence[Choice | None]:
         """One step for rows `first_row`...: write each token at its position, choose the next."""
         longest = max(positions) + 1
         span = min(-(-longest // _SPAN_BLOCK) * _SPAN_BLOCK, self._cache.get_max_length())
@@ -72,6 +76,11 @@ class CausalRunner:
     def move(self, source: int, target: int, length: int) -> None:
         """Copy the first `length` positions of row `source` to row `target`."""
         self._cache.move(source, target, length)
+
+    @torch.inference_mode()
+    def clear(self, row: int) -> None:
+        """Zero what `row` holds: a masked NaN is still a NaN."""
+        self._cache.clear(row)
 
     def _forward(self, ids: torch.Tensor, positions: torch.Tensor, *, span: int) -> torch.Tensor:
         """Logits (rows, vocabulary) of the last of `ids` (rows, tokens) at `positions`."""

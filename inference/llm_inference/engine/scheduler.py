@@ -1,74 +1,49 @@
 """Continuous batching: which sequence's tokens go through the model next.
 
 A thread of its own turns the loop: admit waiting sequences to free rows, run a bounded piece of
-prefill, run one decode step over all running sequences, hand out the events. Knows rows, steps
-and events; knows no torch: the model is behind the `Runner` protocol.
-
-Rows of running sequences are always 0 .. running-1, so that a batch is a view of the cache and
-not a copy; the one sequence in prefill has the next row. When a sequence ends, the last row moves
-into its place.
+prefill, run one decode step over all running sequences, hand out the events. Knows steps and
+events; knows no torch: the model is behind the `Runner` protocol. Where the device works while
+the host does not wait for it, the events of one step are made while the next one runs.
 """
 
 import asyncio
 import logging
-import math
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, cast
 
+from llm_inference.engine.admission import Admission
+from llm_inference.engine.batch import Batch
 from llm_inference.engine.interface import (
     Capacity,
     EngineClosedError,
-    EngineFullError,
     FinishReason,
     GenerationRequest,
     Load,
     Observer,
-    SamplingParams,
     TokenEvent,
 )
+from llm_inference.engine.pace import LEAST, Pace
+from llm_inference.engine.prefixes import key_of
 from llm_inference.engine.sequence import Detokenizer, EventStream, RunningSequence
+from llm_inference.engine.step import Choice, Matcher, Runner
 
 logger = logging.getLogger(__name__)
 
 # A model that fails this many steps in a row, for whatever sequences, will not recover.
 _FATAL_FAILURES = 8
+# Prompt tokens that take a device of its own little longer than one: it reads all its weights.
+_DEVICE_LEAST = 512
 _POISONED = "The model produced numbers that are not finite for this request."
+_WELL = (FinishReason.STOP, FinishReason.LENGTH)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Draw:
-    """How to choose one token: `step` counts the tokens the sequence has generated so far."""
+class _Grammar(Protocol):
+    """What a request's `Constraint` is."""
 
-    sampling: SamplingParams
-    seed: int
-    step: int
-
-
-class Runner(Protocol):
-    """The model and its cache, seen from the scheduler."""
-
-    prefill_chunk: int
-
-    def prefill(self, row: int, tokens: Sequence[int], start: int, draw: Draw | None) -> int | None:
-        """Read `tokens` at positions `start`... into `row`; with `draw`, choose the next token.
-
-        None for the token means that the logits are not finite, or that none was asked for.
-        """
-
-    def decode(
-        self, first_row: int, tokens: Sequence[int], positions: Sequence[int], draws: Sequence[Draw]
-    ) -> list[int | None]:
-        """One step for rows `first_row`...: write each token at its position, choose the next.
-
-        None in place of a token means that the row's logits are not finite.
-        """
-
-    def move(self, source: int, target: int, length: int) -> None:
-        """Copy the first `length` positions of row `source` to row `target`."""
+    def matcher(self) -> Matcher:
+        """The state of a new sequence."""
 
 
 class Scheduler:
@@ -100,15 +75,16 @@ class Scheduler:
         self._observer = observer
         self._clock = clock
         self._wake = threading.Condition()
-        self._waiting: deque[RunningSequence] = deque()
-        self._running: list[RunningSequence] = []
-        self._prefilling: RunningSequence | None = None
+        self._waiting = Admission(capacity)
+        self._batch = Batch(runner, capacity.max_concurrency)
+        least = _DEVICE_LEAST if runner.asynchronous else LEAST
+        self._pace = Pace(runner.prefill_chunk, least)
+        self._untold: list[tuple[RunningSequence, Choice, FinishReason | None]] = []
         self._events: list[tuple[EventStream, TokenEvent]] = []
-        self._occupied = 0
+        self._step_began: float | None = None
         self._closing = False
         self._dead = False
         self._failures = 0
-        self._sequence_seconds = 1.0
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     def start(self) -> None:
@@ -120,48 +96,31 @@ class Scheduler:
         """Whether the thread runs and the model works."""
         return self._thread.is_alive() and not self._dead
 
+    @property
+    def stalled_seconds(self) -> float:
+        """How long the model has been at the step it is at; 0 between steps."""
+        began = self._step_began
+        return 0.0 if began is None else max(0.0, self._clock() - began)
+
     def load(self) -> Load:
         """What is held now; approximate while a step runs."""
-        used = sum(sequence.length for sequence in list(self._running))
-        if (prefilling := self._prefilling) is not None:
-            used += prefilling.prefilled
         size = self.capacity.max_length * self.capacity.max_concurrency
         return Load(
-            running=self._occupied, waiting=len(self._waiting), cache_usage=min(1.0, used / size)
+            running=self._batch.occupied,
+            waiting=len(self._waiting),
+            cache_usage=min(1.0, self._batch.tokens() / size),
         )
 
     def submit(self, request: GenerationRequest) -> EventStream:
         """Admit a request or refuse it at once; see `GenerationEngine.submit`."""
-        if not request.prompt or request.max_tokens < 1:
-            raise ValueError("a request needs a prompt and room for one token")
-        if len(request.prompt) + request.max_tokens > self.capacity.max_length:
-            raise ValueError("the request does not fit the model's context")
-        if max(request.prompt) >= self.capacity.vocabulary or min(request.prompt) < 0:
-            raise ValueError("a token id is not in the model's vocabulary")
-        if not 1 <= request.n <= self.capacity.max_concurrency:
-            raise ValueError("n is beyond the size of a batch")
-        context = request.prompt if request.continues_prompt else ()
+        self._check(request)
         sequences: list[RunningSequence] = []
         stream = EventStream(request.n, lambda: self._cancel(sequences))
-        now = self._clock()
-        sequences.extend(
-            RunningSequence(
-                request=request,
-                index=index,
-                detokenizer=self._detokenizer(context),
-                eos=self._eos,
-                stream=stream,
-                now=now,
-            )
-            for index in range(request.n)
-        )
+        sequences += self._sequences(request, stream)
         with self._wake:
             if self._closing or not self.alive:
                 raise EngineClosedError("The engine serves no more requests.")
-            limit = self.capacity.max_concurrency + self.capacity.max_queue
-            if self._occupied + len(self._waiting) + request.n > limit:
-                raise EngineFullError(self._retry_after())
-            self._waiting.extend(sequences)
+            self._waiting.add(sequences, self._batch.occupied)
             self._wake.notify()
         return stream
 
@@ -173,17 +132,42 @@ class Scheduler:
         if self._thread.is_alive():
             await asyncio.to_thread(self._thread.join)
 
-    def _retry_after(self) -> int:
-        """Seconds until a place is free, from how long sequences took lately."""
-        seconds = self._sequence_seconds / self.capacity.max_concurrency
-        return max(1, min(60, math.ceil(seconds)))
+    def _check(self, request: GenerationRequest) -> None:
+        vocabulary = self.capacity.vocabulary
+        if not request.prompt or request.max_tokens < 1:
+            raise ValueError("a request needs a prompt and room for one token")
+        if len(request.prompt) + request.max_tokens > self.capacity.max_length:
+            raise ValueError("the request does not fit the model's context")
+        if max(request.prompt) >= vocabulary or min(request.prompt) < 0:
+            raise ValueError("a token id is not in the model's vocabulary")
+        if not all(0 <= token < vocabulary for token in request.sampling.logit_bias):
+            raise ValueError("logit_bias has a token id that is not in the model's vocabulary")
+        if not 1 <= request.n <= self.capacity.max_concurrency:
+            raise ValueError("n is beyond the size of a batch")
+
+    def _sequences(self, request: GenerationRequest, stream: EventStream) -> list[RunningSequence]:
+        context = request.prompt if request.continues_prompt else ()
+        grammar = cast("_Grammar | None", request.constraint)
+        key, now = key_of(request.prompt), self._clock()
+        return [
+            RunningSequence(
+                request=request,
+                index=index,
+                key=key,
+                matcher=None if grammar is None else grammar.matcher(),
+                detokenizer=self._detokenizer(context),
+                eos=self._eos,
+                stream=stream,
+                now=now,
+            )
+            for index in range(request.n)
+        ]
 
     def _cancel(self, sequences: Sequence[RunningSequence]) -> None:
         with self._wake:
             for sequence in sequences:
                 sequence.cancelled = True
-                if sequence in self._waiting:
-                    self._waiting.remove(sequence)
+                if self._waiting.remove(sequence):
                     self._note_end(sequence, FinishReason.ABORT)
             self._wake.notify()
 
@@ -192,184 +176,235 @@ class Scheduler:
     def _run(self) -> None:
         try:
             while self._wait_for_work():
-                self._drop_cancelled()
-                self._prefill()
-                self._decode()
-                self._deliver()
+                self._turn()
         except Exception:
             logger.exception("the engine's loop failed")
             self._dead = True
         finally:
+            self._step_began = None
             self._abort_all()
 
     def _wait_for_work(self) -> bool:
         """Block until there is something to do; False to stop."""
         with self._wake:
-            while not (self._closing or self._waiting or self._running or self._prefilling):
+            while not (self._closing or len(self._waiting) or self._batch.occupied):
                 self._wake.wait()
             return not (self._closing or self._dead)
 
-    def _drop_cancelled(self) -> None:
-        for row in range(len(self._running) - 1, -1, -1):
-            if self._running[row].cancelled:
-                sequence = self._remove(row)
+    def _turn(self) -> None:
+        """One step: a piece of prefill, and a token for each running sequence."""
+        self._drop_ended()
+        if self._batch.prefilling is not None or len(self._waiting):
+            # What is known already need not wait for a prompt to be read.
+            self._tell()
+        began = self._clock()
+        prompt_tokens, synchronous = self._prefill()
+        if not self._runner.asynchronous:
+            self._tell()
+        batch = list(self._batch.running)
+        if batch:
+            self._decode(batch)
+        if batch or synchronous or (prompt_tokens and not self._runner.asynchronous):
+            self._pace.note(self._clock() - began, prompt_tokens=prompt_tokens, decoded=bool(batch))
+        self._step_began = None
+        if not (self._runner.asynchronous and self._batch.running):
+            self._tell()
+
+    def _drop_ended(self) -> None:
+        """Let go of sequences that were cancelled, or that ended when their text was made."""
+        batch = self._batch
+        for sequence in [*batch.running, batch.prefilling]:
+            if sequence is None or not (sequence.cancelled or sequence.finished):
+                continue
+            batch.leave(sequence, keep=True)
+            if not sequence.finished:
                 self._note_end(sequence, FinishReason.ABORT)
-        if self._prefilling is not None and self._prefilling.cancelled:
-            self._note_end(self._leave_prefill(), FinishReason.ABORT)
 
-    def _prefill(self) -> None:
-        """Run at most one chunk's worth of prompt tokens, of one prompt or of several short ones.
+    def _prefill(self) -> tuple[int, bool]:
+        """Read a bounded number of prompt tokens, of one prompt or of several short ones.
 
-        The bound is what a running sequence can be kept waiting for its next token.
+        The bound is what running sequences can be kept waiting for their next token. Returns how
+        many were read, and whether the last of them gave a token.
         """
-        budget = self._runner.prefill_chunk
-        while budget > 0 and (sequence := self._prefilling or self._admit()) is not None:
-            budget -= self._prefill_chunk(sequence, budget)
+        read, synchronous = 0, False
+        budget = self._pace.budget(decoding=bool(self._batch.running))
+        while read < budget and (sequence := self._batch.prefilling or self._admit()) is not None:
+            left = len(sequence.prompt) - sequence.cached
+            if left == 1 and sequence.cached:
+                # All but the last token was in the cache: that one can be a row of the next step.
+                self._batch.join()
+                continue
+            if read and left > budget - read and self._runner.asynchronous:
+                # A device reads its weights for a few tokens as for many: the prompt waits whole.
+                break
+            read += self._prefill_chunk(sequence, min(left, budget - read))
+            synchronous = sequence.generated > 0
+        return read, synchronous
 
     def _admit(self) -> RunningSequence | None:
         with self._wake:
-            if not self._waiting or len(self._running) >= self.capacity.max_concurrency:
+            sequence = None if self._batch.full else self._waiting.pop()
+            if sequence is None:
                 return None
-            self._prefilling = self._waiting.popleft()
-            self._occupied += 1
-        self._observer.queued(self._clock() - self._prefilling.submitted_at)
-        return self._prefilling
+            self._batch.prefilling = sequence
+        hit = self._batch.begin(sequence)
+        sequence.began_at = self._clock()
+        self._observer.queued(sequence.waited)
+        self._observer.prefix(hit, len(sequence.prompt))
+        return sequence
 
-    def _prefill_chunk(self, sequence: RunningSequence, budget: int) -> int:
-        """Read up to `budget` prompt tokens; how many were read."""
-        start = sequence.prefilled
-        tokens = sequence.prompt[start : start + budget]
-        last = start + len(tokens) == len(sequence.prompt)
-        draw = self._draw(sequence) if last else None
+    def _prefill_chunk(self, sequence: RunningSequence, size: int) -> int:
+        """Read `size` prompt tokens; how many were read."""
+        start = sequence.cached
+        tokens = sequence.prompt[start : start + size]
+        last = start + size == len(sequence.prompt)
+        self._step_began = self._clock()
         try:
-            token = self._runner.prefill(len(self._running), tokens, start, draw)
+            choice = self._runner.prefill(
+                len(self._batch.running), tokens, start, sequence.draw if last else None
+            )
         except Exception as error:
             logger.exception("prefill failed")
             self._count_failure()
-            self._end(self._leave_prefill(), FinishReason.ERROR, _describe(error))
-            return len(tokens)
+            self._fail(sequence, _describe(error))
+            return size
         self._failures = 0
-        sequence.prefilled += len(tokens)
-        self._observer.step("prefill", sequences=1, tokens=len(tokens))
+        sequence.cached += size
+        self._observer.step("prefill", sequences=1, tokens=size)
         if last:
-            self._prefilling = None
-            self._running.append(sequence)
-            self._accept([(sequence, token)])
-        return len(tokens)
+            self._batch.join()
+            self._accept([sequence], [choice])
+        return size
 
-    def _decode(self) -> None:
-        if not self._running:
-            return
-        batch = list(self._running)
+    def _decode(self, batch: Sequence[RunningSequence]) -> None:
         try:
-            tokens = self._step(0, batch)
+            choices = self._step(0, batch)
+            self._tell()
+            choices = list(choices)
         except Exception:
             logger.exception("a decode step over %d sequences failed", len(batch))
             self._decode_one_by_one(batch)
             return
         self._failures = 0
-        self._accept(list(zip(batch, tokens, strict=True)))
+        self._accept(batch, choices)
 
-    def _step(self, first_row: int, batch: Sequence[RunningSequence]) -> list[int | None]:
-        tokens = self._runner.decode(
-            first_row,
+    def _step(self, row: int, batch: Sequence[RunningSequence]) -> Sequence[Choice | None]:
+        self._step_began = self._clock()
+        choices = self._runner.decode(
+            row,
             [sequence.last_token for sequence in batch],
             [sequence.position for sequence in batch],
-            [self._draw(sequence) for sequence in batch],
+            [sequence.draw for sequence in batch],
         )
         self._observer.step("decode", sequences=len(batch), tokens=len(batch))
-        return tokens
+        return choices
 
     def _decode_one_by_one(self, batch: Sequence[RunningSequence]) -> None:
         """Find the sequence a failed step is due to; the others go on."""
-        results: list[tuple[RunningSequence, int | None]] = []
+        going: list[RunningSequence] = []
+        choices: list[Choice | None] = []
         failed: list[tuple[RunningSequence, str]] = []
         for row, sequence in enumerate(batch):
             try:
-                results.append((sequence, self._step(row, [sequence])[0]))
+                choices += list(self._step(row, [sequence]))
+                going.append(sequence)
                 self._failures = 0
             except Exception as error:
                 logger.exception("a decode step failed for one sequence")
                 failed.append((sequence, _describe(error)))
-        if not results:
+        if not going:
             self._count_failure()
-        self._accept(results)
+        self._accept(going, choices)
         for sequence, reason in failed:
-            self._end(self._remove(self._running.index(sequence)), FinishReason.ERROR, reason)
+            self._fail(sequence, reason)
 
     def _count_failure(self) -> None:
         self._failures += 1
         self._dead = self._failures >= _FATAL_FAILURES
 
-    def _draw(self, sequence: RunningSequence) -> Draw:
-        return Draw(sampling=sequence.sampling, seed=sequence.seed, step=sequence.generated)
-
-    def _accept(self, results: Sequence[tuple[RunningSequence, int | None]]) -> None:
-        """Give each sequence its new token, then let go of those that end with it.
+    def _accept(self, batch: Sequence[RunningSequence], choices: Sequence[Choice | None]) -> None:
+        """Take each sequence's new token, then let go of those that end with it.
 
         In this order, because rows that move as others leave must know their own new length.
         """
         now = self._clock()
-        ended: list[tuple[RunningSequence, FinishReason]] = []
-        for sequence, token in results:
-            if token is None:
-                event: TokenEvent | None = sequence.fail(FinishReason.ERROR, _POISONED)
+        ended: list[tuple[RunningSequence, FinishReason | None]] = []
+        for sequence, choice in zip(batch, choices, strict=True):
+            if sequence.finished:
+                continue  # its text ended it while this step ran
+            if choice is None:
+                ended.append((sequence, None))
+                continue
+            reason = sequence.advance(choice)
+            self._note_token(sequence, now)
+            self._untold.append((sequence, choice, reason))
+            if reason is not None:
+                ended.append((sequence, reason))
+        for sequence, reason in ended:
+            if reason is None:
+                self._fail(sequence, _POISONED)
             else:
-                event = sequence.accept(token)
-                self._note_token(sequence, now)
+                self._batch.leave(sequence, keep=reason is not FinishReason.ERROR)
+
+    def _tell(self) -> None:
+        """Make events of the tokens taken since the last time, and hand them out."""
+        untold, self._untold = self._untold, []
+        for sequence, choice, reason in untold:
+            if sequence.finished:
+                continue
+            try:
+                event = sequence.tell(choice, reason)
+            except Exception as error:
+                logger.exception("a token could not be made into text")
+                event = sequence.fail(FinishReason.ERROR, _describe(error))
             if event is None:
                 continue
-            self._events.append((sequence.stream, event))
+            if not sequence.cancelled:
+                self._events.append((sequence.stream, event))
             if event.finish_reason is not None:
-                ended.append((sequence, event.finish_reason))
-        for sequence, reason in ended:
-            self._remove(self._running.index(sequence))
-            self._note_end(sequence, reason)
+                self._note_end(sequence, event.finish_reason)
+        self._deliver()
 
-    def _remove(self, row: int) -> RunningSequence:
-        """Take the sequence at `row` out of the batch and close the gap."""
-        sequence = self._running[row]
-        last = len(self._running) - 1
-        if row != last:
-            self._running[row] = self._running[last]
-            self._runner.move(last, row, self._running[row].length)
-        self._running.pop()
-        if self._prefilling is not None and self._prefilling.prefilled:
-            self._runner.move(last + 1, last, self._prefilling.prefilled)
-        self._occupied -= 1
-        return sequence
-
-    def _leave_prefill(self) -> RunningSequence:
-        sequence, self._prefilling = self._prefilling, None
-        if sequence is None:
-            raise RuntimeError("no sequence is in prefill")
-        self._occupied -= 1
-        return sequence
+    def _fail(self, sequence: RunningSequence, error: str) -> None:
+        """End a sequence of the batch before its time."""
+        self._batch.leave(sequence, keep=False)
+        self._tell()
+        self._end(sequence, FinishReason.ERROR, error)
 
     def _end(self, sequence: RunningSequence, reason: FinishReason, error: str) -> None:
+        if sequence.finished:
+            return
         self._events.append((sequence.stream, sequence.fail(reason, error)))
         self._note_end(sequence, reason)
 
     def _note_token(self, sequence: RunningSequence, now: float) -> None:
         if sequence.generated == 1:
+            sequence.first_token_at = now
             self._observer.first_token(now - sequence.submitted_at)
+            self._observer.prefilled(now - sequence.began_at)
         else:
             self._observer.inter_token(now - sequence.last_token_at)
         sequence.last_token_at = now
 
     def _note_end(self, sequence: RunningSequence, reason: FinishReason) -> None:
-        seconds = self._clock() - sequence.submitted_at
-        if reason in (FinishReason.STOP, FinishReason.LENGTH):
-            self._sequence_seconds += (seconds - self._sequence_seconds) / 8
+        now = self._clock()
+        if reason in _WELL:
+            with self._wake:
+                self._waiting.note_finished(now - sequence.began_at)
+            self._observer.decoded(
+                sequence.last_token_at - sequence.first_token_at, tokens=sequence.generated - 1
+            )
         self._observer.finished(
             reason.value,
             prompt=len(sequence.prompt),
             generated=sequence.generated,
-            seconds=seconds,
+            seconds=now - sequence.submitted_at,
         )
 
     def _deliver(self) -> None:
         """Hand this step's events to the event loops, waking each only once."""
+        if not self._events:
+            return
         events, self._events = self._events, []
         by_loop: dict[asyncio.AbstractEventLoop, list[tuple[EventStream, TokenEvent]]] = {}
         for stream, event in events:
@@ -381,14 +416,10 @@ class Scheduler:
                 logger.debug("an event loop is closed; its events are dropped")
 
     def _abort_all(self) -> None:
+        self._tell()
         with self._wake:
             self._closing = True
-            ended = [*self._running, *self._waiting]
-            if self._prefilling is not None:
-                ended.append(self._prefilling)
-            self._running.clear()
-            self._waiting.clear()
-            self._prefilling, self._occupied = None, 0
+            ended = [*self._batch.clear(), *self._waiting.clear()]
         reason = FinishReason.ERROR if self._dead else FinishReason.ABORT
         for sequence in ended:
             self._end(sequence, reason, "The engine stopped before the request was finished.")

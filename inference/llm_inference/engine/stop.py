@@ -1,6 +1,13 @@
-"""Stop strings over a stream of text. Knows strings only."""
+"""Stop strings over a stream of text, and the log probabilities that wait with it.
 
-from collections.abc import Sequence
+Knows strings and positions in them, not tokens' meaning.
+"""
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from llm_inference.engine.interface import TokenLogprob
 
 
 class StopMatcher:
@@ -40,3 +47,55 @@ class StopMatcher:
             if any(stop.startswith(text[-size:]) for stop in self._stops):
                 return size
         return 0
+
+
+class HeldLogprobs:
+    """Lets what is known of tokens go with the text they belong to.
+
+    A token goes once all of its text has; one without text of its own, a part of a character say,
+    goes with the text that follows.
+    """
+
+    def __init__(self) -> None:
+        self._held: deque[_Held] = deque()
+        self._end = 0
+        self._sent = 0
+
+    def push(self, logprob: TokenLogprob, text: str) -> None:
+        """Add a token that completes `text`, possibly none."""
+        self._held.append(_Held(logprob, self._end))
+        if text:
+            self._end += len(text)
+            for held in reversed(self._held):
+                if held.end is not None:
+                    break
+                held.end = self._end
+
+    def release(self, text: str) -> tuple[TokenLogprob, ...]:
+        """`text` goes; the tokens that go with it."""
+        self._sent += len(text)
+        return self._take(lambda held: held.end is not None and held.end <= self._sent)
+
+    def cut(self, text: str) -> tuple[TokenLogprob, ...]:
+        """`text` goes and what follows never will; the tokens that began before its end."""
+        self._sent += len(text)
+        return self._take(lambda held: held.start < self._sent)
+
+    def flush(self) -> tuple[TokenLogprob, ...]:
+        """All tokens still held, when no more will come."""
+        return self._take(lambda _: True)
+
+    def _take(self, goes: Callable[["_Held"], bool]) -> tuple[TokenLogprob, ...]:
+        taken = []
+        while self._held and goes(self._held[0]):
+            taken.append(self._held.popleft().logprob)
+        return tuple(taken)
+
+
+@dataclass(slots=True)
+class _Held:
+    """A token's text is characters `start` to `end` of all; the end is None until there is some."""
+
+    logprob: TokenLogprob
+    start: int
+    end: int | None = None

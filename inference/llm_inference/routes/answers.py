@@ -1,239 +1,197 @@
-"""From the engine's events to the API's answers, whole or as a stream of server-sent events.
+"""From the engine's events to an answer, whole or as a stream of server-sent events.
 
-Knows the shapes of the answers and who waits for them: a client that goes away ends its request.
+Knows who waits for the answer: a client that goes away ends its request, as time does.
 """
 
 import asyncio
-import json
-import time
-import uuid
-from collections.abc import AsyncIterator, Awaitable
-from typing import Any, Protocol, TypeVar
+from collections.abc import Sequence
+from typing import Any
 
 from fastapi import Request
-from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.responses import JSONResponse, Response
+from starlette.types import Receive, Scope, Send
 
-from llm_inference.engine.interface import (
-    FinishReason,
-    GenerationRequest,
-    TokenEvent,
-    TokenStream,
-)
+from llm_inference.engine.interface import FinishReason, TokenEvent, TokenStream
 from llm_inference.errors import ApiError
-from llm_inference.schemas import GenerationParameters
+from llm_inference.routes.engines import out_of_time
+from llm_inference.routes.shapes import Choice, Shape, data
 from llm_inference.serving import Serving
 
-T = TypeVar("T")
 _CLIENT_CLOSED = 499  # nginx's status for a client that has gone; nobody reads it
+_COMMENT = b": keep-alive\n\n"
 
 
-class Answer(Protocol):
-    """One kind of answer: how it looks whole and in pieces."""
+class _Tokens:
+    """Counts the tokens of an answer, and its choices until the last has ended."""
 
-    def whole(self, texts: list[str], reasons: list[str], usage: dict[str, int]) -> dict[str, Any]:
-        """The body of an answer that is not streamed."""
+    def __init__(self, prompts: Sequence[Sequence[int]], choices: int) -> None:
+        self._prompt = sum(map(len, prompts))
+        self._choices_of_one = choices // len(prompts)
+        self._reused = [0] * choices
+        self._generated = [0] * choices
+        self._open = choices
 
-    def opening(self, index: int) -> dict[str, Any] | None:
-        """The chunk that opens choice `index`, if this kind has one."""
+    def note(self, event: TokenEvent) -> None:
+        """Count an event's tokens.
 
-    def piece(self, index: int, text: str, reason: str | None) -> dict[str, Any]:
-        """The chunk that adds `text` to choice `index` or ends it."""
+        Raises:
+            ApiError: the engine failed or was stopped.
+        """
+        self._generated[event.index] = event.tokens
+        self._reused[event.index] = event.reused
+        if event.finish_reason is None:
+            return
+        self._open -= 1
+        if event.finish_reason is FinishReason.ERROR:
+            raise ApiError(500, event.error or "The engine failed on this request.")
+        if event.finish_reason is FinishReason.ABORT:
+            raise ApiError(503, "The server is shutting down.", headers={"Connection": "close"})
 
-    def usage(self, usage: dict[str, int]) -> dict[str, Any]:
-        """The chunk that tells the usage."""
+    @property
+    def complete(self) -> bool:
+        """Whether every choice has ended."""
+        return self._open <= 0
 
-
-class _Head:
-    """What every object of one answer starts with."""
-
-    def __init__(self, prefix: str, model: str) -> None:
-        self._id = f"{prefix}-{uuid.uuid4().hex}"
-        self._created = int(time.time())
-        self._model = model
-
-    def head(self, kind: str) -> dict[str, Any]:
-        return {"id": self._id, "object": kind, "created": self._created, "model": self._model}
-
-
-class ChatAnswer(_Head):
-    """Answers of /v1/chat/completions."""
-
-    def __init__(self, model: str) -> None:
-        super().__init__("chatcmpl", model)
-
-    def whole(self, texts: list[str], reasons: list[str], usage: dict[str, int]) -> dict[str, Any]:
-        """A chat.completion."""
-        choices = [
-            {
-                "index": index,
-                "message": {"role": "assistant", "content": text},
-                "logprobs": None,
-                "finish_reason": reason,
-            }
-            for index, (text, reason) in enumerate(zip(texts, reasons, strict=True))
-        ]
-        return {**self.head("chat.completion"), "choices": choices, "usage": usage}
-
-    def opening(self, index: int) -> dict[str, Any]:
-        """The chunk with the role."""
-        return self._chunk(index, {"role": "assistant", "content": ""}, None)
-
-    def piece(self, index: int, text: str, reason: str | None) -> dict[str, Any]:
-        """A chunk with text; the last one may have none."""
-        return self._chunk(index, {"content": text} if text else {}, reason)
-
-    def usage(self, usage: dict[str, int]) -> dict[str, Any]:
-        """A chunk without choices."""
-        return {**self.head("chat.completion.chunk"), "choices": [], "usage": usage}
-
-    def _chunk(self, index: int, delta: dict[str, str], reason: str | None) -> dict[str, Any]:
-        choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": reason}
-        return {**self.head("chat.completion.chunk"), "choices": [choice]}
-
-
-class TextAnswer(_Head):
-    """Answers of /v1/completions."""
-
-    def __init__(self, model: str) -> None:
-        super().__init__("cmpl", model)
-
-    def whole(self, texts: list[str], reasons: list[str], usage: dict[str, int]) -> dict[str, Any]:
-        """A text_completion."""
-        choices = [
-            self._choice(index, text, reason)
-            for index, (text, reason) in enumerate(zip(texts, reasons, strict=True))
-        ]
-        return {**self.head("text_completion"), "choices": choices, "usage": usage}
-
-    def opening(self, index: int) -> None:
-        """Text completions open with their text."""
-
-    def piece(self, index: int, text: str, reason: str | None) -> dict[str, Any]:
-        """A chunk with text."""
-        return {**self.head("text_completion"), "choices": [self._choice(index, text, reason)]}
-
-    def usage(self, usage: dict[str, int]) -> dict[str, Any]:
-        """A chunk without choices."""
-        return {**self.head("text_completion"), "choices": [], "usage": usage}
-
-    @staticmethod
-    def _choice(index: int, text: str, reason: str | None) -> dict[str, Any]:
-        return {"index": index, "text": text, "logprobs": None, "finish_reason": reason}
+    def usage(self) -> dict[str, Any]:
+        """The usage as both APIs tell it."""
+        generated = sum(self._generated)
+        return {
+            "prompt_tokens": self._prompt,
+            "completion_tokens": generated,
+            "total_tokens": self._prompt + generated,
+            # Of a prompt's choices all but the first find it in the cache: that is no news.
+            "prompt_tokens_details": {"cached_tokens": sum(self._reused[:: self._choices_of_one])},
+        }
 
 
 async def answer(
     request: Request,
     serving: Serving,
-    body: GenerationParameters,
     *,
-    shape: Answer,
+    shape: Shape,
     stream: TokenStream,
-    asked: GenerationRequest,
+    prompts: Sequence[Sequence[int]],
+    streamed: bool | None,
 ) -> Response:
     """The response to a request that the engine has admitted."""
-    if body.stream:
-        with_usage = body.stream_options is not None and body.stream_options.include_usage
-        events = _server_sent(serving, shape, stream, asked, with_usage=with_usage)
-        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-        return StreamingResponse(events, media_type="text/event-stream", headers=headers)
+    tokens = _Tokens(prompts, shape.choices)
+    if streamed:
+        return StreamedAnswer(serving, shape, stream, tokens)
+    collecting = asyncio.ensure_future(_collect(shape, stream, tokens))
+    gone = asyncio.ensure_future(_gone(request.receive))
     try:
-        return await _unless_disconnected(request, _collect(serving, shape, stream, asked))
+        await asyncio.wait(
+            {collecting, gone},
+            timeout=serving.settings.request_timeout_seconds,
+            return_when=asyncio.FIRST_COMPLETED,
+        )
+        if collecting.done():
+            return collecting.result()
+        if gone.done():
+            return Response(status_code=_CLIENT_CLOSED)
+        raise out_of_time(serving)
     finally:
+        collecting.cancel()
+        gone.cancel()
         stream.cancel()
 
 
-async def _collect(
-    serving: Serving, shape: Answer, stream: TokenStream, asked: GenerationRequest
-) -> Response:
-    texts, reasons, tokens = [""] * asked.n, [""] * asked.n, [0] * asked.n
-    async for event in _in_time(serving, stream):
-        texts[event.index] += event.text
-        tokens[event.index] = event.tokens
-        if event.finish_reason is not None:
-            reasons[event.index] = event.finish_reason.value
-    return JSONResponse(shape.whole(texts, reasons, _usage(asked, tokens)))
+async def _collect(shape: Shape, stream: TokenStream, tokens: _Tokens) -> Response:
+    choices = [Choice() for _ in range(shape.choices)]
+    while not tokens.complete and (events := await stream.next_events()):
+        for event in events:
+            tokens.note(event)
+            choices[event.index].add(event)
+    return JSONResponse(shape.whole(choices, tokens.usage()))
 
 
-async def _server_sent(
-    serving: Serving,
-    shape: Answer,
-    stream: TokenStream,
-    asked: GenerationRequest,
-    *,
-    with_usage: bool,
-) -> AsyncIterator[bytes]:
-    tokens = [0] * asked.n
-    # OpenAI: with include_usage, all chunks but the one with the usage say that they have none.
-    extra: dict[str, Any] = {"usage": None} if with_usage else {}
-    try:
-        for index in range(asked.n):
-            if (opening := shape.opening(index)) is not None:
-                yield _data({**opening, **extra})
-        async for event in _in_time(serving, stream):
-            tokens[event.index] = event.tokens
-            reason = event.finish_reason.value if event.finish_reason else None
-            if event.text or reason:
-                yield _data({**shape.piece(event.index, event.text, reason), **extra})
-        if with_usage:
-            yield _data(shape.usage(_usage(asked, tokens)))
-        yield b"data: [DONE]\n\n"
-    except ApiError as error:
-        # The status has been sent: the error can only be told in the stream.
-        yield _data(error.body())
-    finally:
-        stream.cancel()
-
-
-async def _in_time(serving: Serving, stream: TokenStream) -> AsyncIterator[TokenEvent]:
-    """The events of a stream.
-
-    Raises:
-        ApiError: the engine failed or was stopped, or the request took too long.
-    """
-    seconds = serving.settings.request_timeout_seconds
-    deadline = asyncio.get_running_loop().time() + seconds
-    events = aiter(stream)
-    while True:
-        try:
-            async with asyncio.timeout_at(deadline):
-                event = await anext(events)
-        except StopAsyncIteration:
-            return
-        except TimeoutError:
-            raise ApiError(504, f"The request took longer than {seconds:g} s.") from None
-        if event.finish_reason is FinishReason.ERROR:
-            raise ApiError(500, event.error or "The engine failed on this request.")
-        if event.finish_reason is FinishReason.ABORT:
-            raise ApiError(503, "The server is shutting down.", headers={"Connection": "close"})
-        yield event
-
-
-async def _unless_disconnected(request: Request, work: Awaitable[Response]) -> Response:
-    """The result of `work`, or nothing as soon as the client is gone."""
-    task = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(_disconnected(request))
-    try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
-        return task.result() if task.done() else Response(status_code=_CLIENT_CLOSED)
-    finally:
-        for pending in (task, gone):
-            pending.cancel()
-
-
-async def _disconnected(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
+async def _gone(receive: Receive) -> None:
+    """Return when the client is gone."""
+    while (await receive())["type"] != "http.disconnect":
         pass
 
 
-def _usage(asked: GenerationRequest, tokens: list[int]) -> dict[str, int]:
-    prompt, generated = len(asked.prompt), sum(tokens)
-    return {
-        "prompt_tokens": prompt,
-        "completion_tokens": generated,
-        "total_tokens": prompt + generated,
-    }
+class StreamedAnswer(Response):
+    """An answer as a stream of server-sent events.
 
+    Everything that has happened since the last write goes out with the next one. Comments fill
+    silence, so that nobody between client and server takes the connection for dead.
+    """
 
-def _data(chunk: dict[str, Any]) -> bytes:
-    text = json.dumps(chunk, ensure_ascii=False, separators=(",", ":"))
-    return f"data: {text}\n\n".encode()
+    def __init__(
+        self, serving: Serving, shape: Shape, stream: TokenStream, tokens: _Tokens
+    ) -> None:
+        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+        super().__init__(headers=headers, media_type="text/event-stream")
+        del self.headers["content-length"]
+        self._serving = serving
+        self._shape = shape
+        self._stream = stream
+        self._tokens = tokens
+        self._written_at = 0.0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
+        """Send the answer, until it ends, its time is over or its client has gone."""
+        start = {
+            "type": "http.response.start",
+            "status": self.status_code,
+            "headers": self.raw_headers,
+        }
+        writing: asyncio.Task[None] | None = None
+        gone = asyncio.ensure_future(_gone(receive))
+        try:
+            await send(start)
+            writing = asyncio.create_task(self._write(send))
+            await self._attend(writing, gone, send)
+            if writing.done():
+                writing.result()
+            elif not gone.done():
+                writing.cancel()
+                body = data(out_of_time(self._serving).body()).encode()
+                await send({"type": "http.response.body", "body": body, "more_body": False})
+        finally:
+            gone.cancel()
+            if writing is not None:
+                writing.cancel()
+            self._stream.cancel()
+
+    async def _attend(
+        self, writing: "asyncio.Task[None]", gone: "asyncio.Future[None]", send: Send
+    ) -> None:
+        """Fill silence until the answer is written, its client gone or its time over."""
+        now = asyncio.get_running_loop().time
+        settings = self._serving.settings
+        gap = settings.stream_comment_seconds
+        deadline = now() + settings.request_timeout_seconds
+        self._written_at = now()
+        while (left := deadline - now()) > 0:
+            silence = min(left, max(0.0, self._written_at + gap - now()))
+            done, _ = await asyncio.wait(
+                {writing, gone}, timeout=silence, return_when=asyncio.FIRST_COMPLETED
+            )
+            if done:
+                return
+            if now() - self._written_at >= gap:
+                self._written_at = now()
+                await send({"type": "http.response.body", "body": _COMMENT, "more_body": True})
+
+    async def _write(self, send: Send) -> None:
+        now = asyncio.get_running_loop().time
+        shape, stream, tokens = self._shape, self._stream, self._tokens
+        text, events = shape.opening(), None
+        try:
+            while events is None or (events and not tokens.complete):
+                if text:
+                    self._written_at = now()
+                    body = text.encode()
+                    await send({"type": "http.response.body", "body": body, "more_body": True})
+                    text = ""
+                events = await stream.next_events()
+                for event in events:
+                    tokens.note(event)
+                    text += shape.chunks(event)
+            text += shape.ending(tokens.usage())
+        except ApiError as error:
+            # The status has been sent: the error can only be told in the stream.
+            text += data(error.body())
+        await send({"type": "http.response.body", "body": text.encode(), "more_body": False})

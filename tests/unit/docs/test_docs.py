@@ -25,6 +25,17 @@ def test_every_setting_of_the_server_is_documented_and_no_other():
     assert documented == {PREFIX + name.upper() for name in Settings.model_fields}
 
 
+def test_the_defaults_of_the_servers_settings_are_documented():
+    rows = re.findall(r"(?m)^\| `(LLM_[A-Z_]+)` \| (.+?) \|", (ROOT / "docs/server.md").read_text())
+    told = {name.removeprefix(PREFIX).lower(): default for name, default in rows}
+    for name, field in Settings.model_fields.items():
+        if field.default is None:
+            assert not told[name].startswith("`"), name  # told in words
+        else:
+            number = isinstance(field.default, float)
+            assert told[name] == f"`{field.default:g}`" if number else f"`{field.default}`", name
+
+
 def test_every_metric_of_the_server_is_documented():
     text = (ROOT / "docs/server.md").read_text()
     exposed = re.findall(r"^# TYPE (\S+) ", Metrics("m").render().decode(), re.M)

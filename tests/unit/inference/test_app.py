@@ -8,63 +8,11 @@ import pytest
 
 from llm_inference.app import create_app
 from llm_inference.engine.directory import ModelLoadError
-from llm_inference.engine.interface import (
-    Capacity,
-    EngineClosedError,
-    FinishReason,
-    GenerationEngine,
-    Load,
-    TokenEvent,
-)
+from llm_inference.engine.interface import EngineClosedError, FinishReason, TokenEvent
 from llm_inference.health import Health, Phase
 from llm_inference.serving import Serving
 from llm_inference.settings import Settings
-
-
-class Stream:
-    def __init__(self, events):
-        self.events = events
-        self.cancelled = False
-
-    async def __aiter__(self):
-        for event in self.events:
-            yield event
-
-    def cancel(self):
-        self.cancelled = True
-
-
-class Codec:
-    has_chat_template = False
-
-    def encode(self, text):
-        return [len(word) for word in text.split()]
-
-    def encode_chat(self, messages):
-        raise ValueError("no")
-
-
-class Engine(GenerationEngine):
-    codec = Codec()
-    capacity = Capacity(max_length=32, max_concurrency=2, max_queue=2, vocabulary=50)
-    alive = True
-
-    def __init__(self, events=(), refusal=None):
-        self.events, self.refusal = events, refusal
-        self.streams = []
-        self.requests = []
-
-    def load(self):
-        return Load(running=1, waiting=2, cache_usage=0.5)
-
-    def submit(self, request):
-        if self.refusal:
-            raise self.refusal
-        self.requests.append(request)
-        self.streams.append(Stream(self.events))
-        return self.streams[-1]
-
-    async def close(self): ...
+from tests.unit.inference.told_engine import Engine
 
 
 def text(piece, tokens, reason=None, error=None):
@@ -99,6 +47,7 @@ async def test_an_answer():
         "prompt_tokens": 2,
         "completion_tokens": 3,
         "total_tokens": 5,
+        "prompt_tokens_details": {"cached_tokens": 0},
     }
     assert engine.requests[0].max_tokens == 9
     assert engine.streams[0].cancelled

@@ -56,3 +56,38 @@ def test_a_continuation_keeps_its_leading_space_and_an_answer_has_none(context, 
     backend = metaspace_tokenizer()
     codec = HuggingFaceCodec(SimpleNamespace(backend_tokenizer=backend, chat_template=None))
     assert codec.detokenizer(context).push(1) == expected
+
+
+def codec_of(backend, template=None):
+    fake = SimpleNamespace(backend_tokenizer=backend, chat_template=template, eos_token_id=None)
+    return HuggingFaceCodec(fake)
+
+
+@given(st.text(max_size=40))
+def test_the_bytes_of_its_tokens_are_the_text(text):
+    codec = codec_of(TOKENIZER)
+    assert b"".join(map(codec.token_bytes, codec.encode(text))) == text.encode()
+
+
+def test_the_bytes_of_tokens_that_are_spelled_otherwise():
+    vocabulary = {"▁Hello": 0, "<0xC3>": 1, "<0xA9>": 2, "é": 3}
+    codec = codec_of(Tokenizer(models.WordLevel(vocabulary)))
+    assert [codec.token_bytes(n) for n in range(5)] == [
+        b" Hello",
+        b"\xc3",
+        b"\xa9",
+        b"\xc3\xa9",
+        b"",
+    ]
+
+
+def test_a_token_that_opens_a_tool_call_is_told_and_others_are_not():
+    backend = Tokenizer.from_str(TOKENIZER.to_str())
+    backend.add_special_tokens(["[TOOL_CALLS]", "<other>"])
+    codec = codec_of(backend)
+    tokens = codec.encode("a[TOOL_CALLS]<other>é")
+    push = codec.detokenizer().push
+    assert "".join(map(push, tokens)) == "a[TOOL_CALLS]é"
+    assert codec.decode(tokens) == "a[TOOL_CALLS]<other>é"
+    assert codec.added_token("[TOOL_CALLS]") == tokens[1]
+    assert codec.added_token("a") is None

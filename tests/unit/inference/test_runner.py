@@ -9,12 +9,12 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from llm_inference.engine import loader
+from llm_inference.engine import pretrained
 from llm_inference.engine.cache import RowCache
 from llm_inference.engine.directory import ModelDirectory, ModelLoadError
 from llm_inference.engine.interface import SamplingParams
 from llm_inference.engine.runner import CausalRunner
-from llm_inference.engine.scheduler import Draw
+from llm_inference.engine.step import Draw
 
 SHAPE = {
     "vocab_size": 97,
@@ -57,13 +57,13 @@ def build(family):
 def runner_for(model, rows=4, max_length=256, chunk=None):
     directory = ModelDirectory(path=None, model_id="test", revision=None, config={}, generates=True)
     cache = RowCache(
-        shapes=loader._cache_shapes(model),
+        shapes=pretrained.cache_shapes(model),
         rows=rows,
         max_length=max_length,
         dtype=model.dtype,
         device=model.device,
     )
-    return CausalRunner(model=model, cache=cache, windows=loader._windows(model, directory))
+    return CausalRunner(model=model, cache=cache, windows=pretrained.windows(model, directory))
 
 
 def reference(model, prompt, tokens):
@@ -86,8 +86,13 @@ def prefill(runner, row, prompt, chunk):
     for start in range(0, len(prompt), chunk):
         piece = prompt[start : start + chunk]
         last = start + len(piece) == len(prompt)
-        token = runner.prefill(row, piece, start, greedy(0) if last else None)
-    return token
+        choice = runner.prefill(row, piece, start, greedy(0) if last else None)
+    return choice.token
+
+
+def decode(runner, row, tokens, positions, step):
+    choices = runner.decode(row, tokens, positions, [greedy(step)] * len(tokens))
+    return [choice.token for choice in choices]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -102,7 +107,7 @@ def test_a_batch_of_different_lengths_equals_generate_for_each(family):
     ]
     for step in range(1, 20):
         positions = [len(prompts[row]) + step - 1 for row in range(3)]
-        tokens = runner.decode(0, [r[-1] for r in results], positions, [greedy(step)] * 3)
+        tokens = decode(runner, 0, [r[-1] for r in results], positions, step)
         for result, token in zip(results, tokens, strict=True):
             result.append(token)
     expected = [reference(model, prompt, 20) for prompt in prompts]
@@ -121,7 +126,7 @@ def test_rows_move_and_go_on_where_they_were():
             # What another sequence leaves behind in the old row must not matter.
             prefill(runner, 2, list(range(30, 90)), 64)
         row = 2 if step < 5 else 0
-        tokens += runner.decode(row, tokens[-1:], [len(prompt) + step - 1], [greedy(step)])
+        tokens += decode(runner, row, tokens[-1:], [len(prompt) + step - 1], step)
     assert tokens == reference(model, prompt, 15)
 
 
@@ -131,7 +136,7 @@ def test_a_sequence_fills_its_row_to_the_last_position():
     prompt = list(range(5, 45))
     tokens = [prefill(runner, 1, prompt, 64)]
     for step in range(1, 10):
-        tokens += runner.decode(1, tokens[-1:], [len(prompt) + step - 1], [greedy(step)])
+        tokens += decode(runner, 1, tokens[-1:], [len(prompt) + step - 1], step)
     assert tokens == reference(model, prompt, 10)
 
 
@@ -142,7 +147,7 @@ def test_stale_rows_are_finite_and_do_not_show():
     prefill(runner, 0, long, 100)
     prefill(runner, 1, long, 100)
     first = [prefill(runner, 0, short, 100), prefill(runner, 1, long, 100)]
-    tokens = runner.decode(0, first, [3, 88], [greedy(1)] * 2)
+    tokens = decode(runner, 0, first, [3, 88], 1)
     expected = [reference(model, short, 2), reference(model, long, 2)]
     assert [list(pair) for pair in zip(first, tokens, strict=True)] == expected
 
@@ -153,4 +158,17 @@ def test_a_model_without_a_standard_cache_is_refused():
     )
     model = AutoModelForCausalLM.from_config(config).eval()
     with pytest.raises(ModelLoadError, match=r"cannot be batched|standard key-value cache"):
-        loader._cache_shapes(model)
+        pretrained.cache_shapes(model)
+
+
+def test_what_is_not_finite_in_a_row_does_not_reach_its_next_user():
+    model = build("llama")
+    runner = runner_for(model)
+    long, short = list(range(2, 90)), [5, 6, 7]
+    prefill(runner, 0, long, 100)
+    for layer in runner._cache.layers:
+        layer.keys[0, :, 40:88], layer.values[0, :, 40:88] = torch.nan, torch.nan
+    runner.clear(0)
+    first = [prefill(runner, 0, short, 100), prefill(runner, 1, long, 100)]
+    tokens = decode(runner, 0, first, [3, 88], 1)
+    assert [first[0], tokens[0]] == reference(model, short, 2)

@@ -2,11 +2,15 @@
 
 import asyncio
 import itertools
+import random
 import threading
+from collections.abc import Sequence
+from contextlib import asynccontextmanager
 from types import SimpleNamespace
 
 import pytest
 
+from llm_inference.engine import interface
 from llm_inference.engine.interface import (
     Capacity,
     EngineClosedError,
@@ -15,9 +19,12 @@ from llm_inference.engine.interface import (
     GenerationRequest,
 )
 from llm_inference.engine.scheduler import Scheduler
+from llm_inference.engine.step import Choice
 
 EOS = 0
-CAPACITY = Capacity(max_length=64, max_concurrency=3, max_queue=4, vocabulary=1000)
+CAPACITY = Capacity(
+    max_length=64, max_concurrency=3, max_queue=4, vocabulary=1000, max_queue_tokens=400
+)
 
 
 class Runner:
@@ -28,10 +35,14 @@ class Runner:
     """
 
     prefill_chunk = 4
+    asynchronous = False
 
-    def __init__(self):
-        self.rows = {}
+    def __init__(self, rows=CAPACITY.max_concurrency):
+        self.rows = rows
+        self.held = {}
         self.calls = []
+        self.moves = []
+        self.cleared = []
         self.gate = threading.Event()
         self.gate.set()
         self.permits = None
@@ -39,7 +50,7 @@ class Runner:
 
     def prefill(self, row, tokens, start, draw):
         self._wait()
-        held = self.rows.setdefault(row, [])
+        held = self.held.setdefault(row, [])
         del held[start:]
         assert len(held) == start
         held.extend(tokens)
@@ -56,7 +67,7 @@ class Runner:
             raise RuntimeError("poisoned step")
         result = []
         for row, token, position in zip(rows, tokens, positions, strict=True):
-            held = self.rows[row]
+            held = self.held[row]
             del held[position:]
             assert len(held) == position
             held.append(token)
@@ -64,8 +75,12 @@ class Runner:
         return result
 
     def move(self, source, target, length):
-        assert len(self.rows[source]) >= length
-        self.rows[target] = self.rows[source][:length]
+        assert len(self.held[source]) >= length
+        self.moves.append((source, target, length))
+        self.held[target] = self.held[source][:length]
+
+    def clear(self, row):
+        self.cleared.append(row)
 
     def _wait(self):
         self.gate.wait(5)
@@ -73,19 +88,47 @@ class Runner:
             self.permits.acquire(timeout=5)
 
     def _next(self, row):
-        return None if self.rows[row][-1] == 666 else self.rows[row][-1] + 1
+        return None if self.held[row][-1] == 666 else Choice(self.held[row][-1] + 1)
 
 
-class Observer:
+class Lazy(Sequence):
+    """Choices of a device that works while the host does something else."""
+
+    def __init__(self, choices):
+        self.choices = choices
+        self.read = False
+
+    def __len__(self):
+        return len(self.choices)
+
+    def __getitem__(self, index):
+        self.read = True
+        return self.choices[index]
+
+
+class DeviceRunner(Runner):
+    """A runner whose steps are read later; no step may begin before the one before was read."""
+
+    asynchronous = True
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.last = None
+
+    def decode(self, *args):
+        assert self.last is None or self.last.read
+        self.last = Lazy(super().decode(*args))
+        return self.last
+
+
+class Observer(interface.Observer):
     def __init__(self):
         self.ends = []
         self.steps = []
+        self.hits = []
 
-    def queued(self, seconds): ...
-
-    def first_token(self, seconds): ...
-
-    def inter_token(self, seconds): ...
+    def prefix(self, hit, queried):
+        self.hits.append((hit, queried))
 
     def step(self, kind, *, sequences, tokens):
         self.steps.append((kind, sequences, tokens))
@@ -94,20 +137,33 @@ class Observer:
         self.ends.append((reason, prompt, generated))
 
 
-@pytest.fixture
-async def engine():
-    runner, observer = Runner(), Observer()
+def push(token):
+    if token == 777:
+        raise ValueError("no text for this token")
+    return f"{token} "
+
+
+@asynccontextmanager
+async def running(runner, capacity=CAPACITY, **more):
+    observer = Observer()
     scheduler = Scheduler(
         runner=runner,
-        capacity=CAPACITY,
+        capacity=capacity,
         eos=frozenset({EOS, 500}),
-        detokenizer=lambda _: SimpleNamespace(push=lambda token: f"{token} "),
+        detokenizer=lambda _: SimpleNamespace(push=push),
         observer=observer,
+        **more,
     )
     scheduler.start()
     yield SimpleNamespace(scheduler=scheduler, runner=runner, observer=observer)
     runner.gate.set()
     await scheduler.close()
+
+
+@pytest.fixture(params=[Runner, DeviceRunner])
+async def engine(request):
+    async with running(request.param()) as engine:
+        yield engine
 
 
 def asks(*prompt, max_tokens=5, **more):
@@ -315,3 +371,130 @@ async def test_closing_ends_what_runs_and_what_waits(engine):
     assert not engine.scheduler.alive
     with pytest.raises(EngineClosedError):
         engine.scheduler.submit(asks(1))
+
+
+async def test_a_token_that_makes_no_text_ends_only_its_sequence(engine):
+    engine.runner.gate.clear()
+    good, bad = engine.scheduler.submit(asks(100)), engine.scheduler.submit(asks(774))
+    engine.runner.gate.set()
+    (texts, _), (bad_texts, ends) = await asyncio.gather(collect(good), collect(bad))
+    assert texts[0] == counts(101, 5)
+    assert bad_texts[0] == "775 776 "
+    assert ends[0].finish_reason is FinishReason.ERROR
+    assert (await collect(engine.scheduler.submit(asks(1))))[0][0] == counts(2, 5)
+
+
+async def test_rows_with_numbers_that_are_not_finite_are_cleared(engine):
+    await collect(engine.scheduler.submit(asks(663)))
+    assert engine.runner.cleared == [0]
+
+
+async def test_clients_take_turns(engine):
+    engine.runner.gate.clear()
+    first = engine.scheduler.submit(asks(1, client="warm"))
+    await until(lambda: engine.scheduler.load().running == 1)
+    done = []
+
+    async def one(client, number):
+        await collect(engine.scheduler.submit(asks(10 * number, client=client, max_tokens=30)))
+        done.append(client)
+
+    tasks = [asyncio.create_task(one("many", number)) for number in range(1, 5)]
+    await asyncio.sleep(0)
+    tasks.append(asyncio.create_task(one("one", 9)))
+    await asyncio.sleep(0)
+    engine.runner.gate.set()
+    await asyncio.gather(collect(first), *tasks)
+    assert done.index("one") < 3
+
+
+async def test_the_length_of_a_step_shows(engine):
+    assert engine.scheduler.stalled_seconds == 0.0
+    engine.runner.gate.clear()
+    stream = engine.scheduler.submit(asks(1))
+    await until(lambda: engine.scheduler.stalled_seconds > 0.01)
+    before = engine.scheduler.stalled_seconds
+    await asyncio.sleep(0.01)
+    assert engine.scheduler.stalled_seconds > before
+    engine.runner.gate.set()
+    await collect(stream)
+    await until(lambda: engine.scheduler.stalled_seconds == 0.0)
+
+
+async def test_choices_of_one_request_read_the_prompt_once(engine):
+    prompt = range(100, 110)
+    texts, _ = await collect(engine.scheduler.submit(asks(*prompt, n=3, max_tokens=3)))
+    assert texts == dict.fromkeys(range(3), counts(110, 3))
+    read = sum(size for kind, _, size in engine.runner.calls if kind == "prefill")
+    assert read == len(prompt)
+    assert engine.observer.hits == [(0, 10), (9, 10), (9, 10)]
+
+
+@pytest.mark.parametrize("kind", [Runner, DeviceRunner])
+async def test_what_ended_sequences_leave_is_used_again(kind):
+    async with running(kind(rows=5)) as engine:
+        first = await collect(engine.scheduler.submit(asks(*range(100, 130), max_tokens=5)))
+        again = await collect(engine.scheduler.submit(asks(*range(100, 130), max_tokens=5)))
+        longer = await collect(engine.scheduler.submit(asks(*range(100, 140), max_tokens=5)))
+        assert first[0] == again[0] == {0: counts(130, 5)}
+        assert longer[0] == {0: counts(140, 5)}
+        # The first one's cache ends before its last token, whose keys nobody needed.
+        assert engine.observer.hits == [(0, 30), (29, 30), (34, 40)]
+
+
+@pytest.mark.parametrize("kind", [Runner, DeviceRunner])
+async def test_whatever_comes_and_goes_every_text_is_right(kind):
+    numbers = random.Random(5)
+
+    async def one(engine):
+        first = numbers.choice([100, 100, 200, 300])
+        length = numbers.choice([1, 2, 20, 21, 30])
+        tokens = numbers.randrange(1, 20)
+        last = first + length - 1
+        stop = (f"{last + numbers.randrange(1, 12)} ",) if numbers.random() < 0.4 else ()
+        leave = numbers.randrange(1, 9) if numbers.random() < 0.3 else None
+        request = asks(*range(first, last + 1), max_tokens=tokens, stop=stop, client=str(first))
+        text, reason = "", None
+        while True:
+            try:
+                stream = engine.scheduler.submit(request)
+                break
+            except EngineFullError:
+                await asyncio.sleep(0.001)
+        async for event in stream:
+            text, reason = text + event.text, event.finish_reason
+            if leave is not None and event.tokens >= leave:
+                stream.cancel()
+                break
+        whole = counts(last + 1, tokens)
+        if reason is FinishReason.STOP:
+            assert text == whole.partition(stop[0])[0]
+        elif reason is FinishReason.LENGTH:
+            assert text == whole
+            assert not any(each in whole for each in stop)
+        else:
+            assert leave is not None
+            assert whole.startswith(text)
+
+    async with running(kind(rows=6)) as engine, asyncio.timeout(20):
+        await asyncio.gather(*(one(engine) for _ in range(120)))
+        await until(lambda: engine.scheduler.load().running == 0)
+        assert len(engine.observer.ends) == 120
+        assert sum(hit for hit, _ in engine.observer.hits) > 200
+
+
+async def test_events_are_made_while_the_device_works():
+    async with running(DeviceRunner()) as engine:
+        engine.runner.gate.clear()
+        engine.runner.permits = threading.Semaphore(3)  # the prompt, then two steps
+        stream = engine.scheduler.submit(asks(1, max_tokens=9))
+        engine.runner.gate.set()
+        await until(lambda: len(engine.runner.calls) == 3)
+        events = await stream.next_events()
+        while len(events) < 2:
+            events += await stream.next_events()
+        # The third token is known, but told only once the next step has begun.
+        assert [event.text for event in events] == ["2 ", "3 "]
+        engine.runner.permits.release(100)
+        texts, _ = await collect(stream)
+        assert texts[0] == counts(4, 7)

@@ -47,6 +47,12 @@ def test_an_empty_variable_is_an_unset_one(environ):
         ("LLM_LOG_LEVEL", "loud"),
         ("LLM_THREADS", "0"),
         ("LLM_MODEL_ID", "  "),
+        ("LLM_MAX_QUEUE_TOKENS", "0"),
+        ("LLM_STEP_TIMEOUT_SECONDS", "0"),
+        ("LLM_MAX_BODY_BYTES", "1"),
+        ("LLM_RECEIVE_TIMEOUT_SECONDS", "inf"),
+        ("LLM_STREAM_COMMENT_SECONDS", "-1"),
+        ("LLM_LOG_FORMAT", "xml"),
     ],
 )
 def test_a_bad_value_is_refused_by_name(environ, name, value):

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_inference.engine.stop import StopMatcher
+from llm_inference.engine.interface import TokenLogprob
+from llm_inference.engine.stop import HeldLogprobs, StopMatcher
 
 TEXT = st.text(alphabet="abc", max_size=30)
 STOPS = st.lists(st.text(alphabet="abc", min_size=1, max_size=5), max_size=3)
@@ -63,3 +64,43 @@ def test_examples(stops, pieces, expected):
 
 def test_text_without_the_start_of_a_stop_string_is_let_through_at_once():
     assert StopMatcher(["END"]).push("hello") == "hello"
+
+
+def tokens(held):
+    return [logprob.token for logprob in held]
+
+
+def push(held, *texts):
+    for token, text in enumerate(texts):
+        held.push(TokenLogprob(token=token, logprob=-1.0), text)
+
+
+def test_a_token_goes_with_the_last_of_its_text():
+    held = HeldLogprobs()
+    push(held, "ab", "cd", "ef")
+    assert tokens(held.release("abc")) == [0]
+    assert tokens(held.release("")) == []
+    assert tokens(held.release("def")) == [1, 2]
+    assert tokens(held.flush()) == []
+
+
+def test_a_token_without_text_goes_with_the_text_that_follows():
+    held = HeldLogprobs()
+    push(held, "a", "", "", "é", "")
+    assert tokens(held.release("a")) == [0]
+    assert tokens(held.release("é")) == [1, 2, 3]
+    assert tokens(held.flush()) == [4]
+
+
+def test_of_a_stop_string_only_the_token_it_begins_in_is_told():
+    held = HeldLogprobs()
+    push(held, "ab", "cd", "ef", "gh")
+    assert tokens(held.release("ab")) == [0]
+    assert tokens(held.cut("c")) == [1]
+    assert tokens(held.cut("")) == []
+
+
+def test_a_stop_string_at_a_border_takes_its_tokens_with_it():
+    held = HeldLogprobs()
+    push(held, "ab", "cd", "ef")
+    assert tokens(held.cut("ab")) == [0]

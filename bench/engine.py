@@ -1,0 +1,177 @@
+"""Tokens per second of the engine's runners alone, without scheduler and HTTP, in turn.
+
+    python -m bench.engine
+
+The native library beside transformers' model, over the same kind of cache, in one process: first a
+prompt is read, then rows of it are continued together. Prints a table in Markdown with medians,
+and what the memory and the processor gave for it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "inference"))
+# As the server sets it: torch's threads would spin where they share their processors.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import torch  # noqa: E402
+from safetensors.torch import load_file  # noqa: E402
+
+from bench.serving.machine import describe  # noqa: E402
+from dev.stand_ins.cache import models  # noqa: E402
+from llm_inference.engine.cache import RowCache  # noqa: E402
+from llm_inference.engine.cpu_runner import CpuRunner  # noqa: E402
+from llm_inference.engine.decoder import Decoder  # noqa: E402
+from llm_inference.engine.families import read_decoder  # noqa: E402
+from llm_inference.engine.interface import SamplingParams  # noqa: E402
+from llm_inference.engine.linear import widen_linears  # noqa: E402
+from llm_inference.engine.runner import CausalRunner  # noqa: E402
+from llm_inference.engine.step import Draw, Runner  # noqa: E402
+
+MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
+BATCHES = (1, 4, 16)
+PROMPT = 512
+STEPS = 16
+MAX_LENGTH = 1024
+_GIGA = 1e9
+
+
+def native(directory: Path, dtype: torch.dtype, threads: int) -> tuple[Decoder, CpuRunner]:
+    """The decoder of a model directory, in the native library."""
+    weights = {
+        name: tensor.to(dtype)
+        for file in directory.glob("*.safetensors")
+        for name, tensor in load_file(file).items()
+    }
+    decoder = read_decoder(json.loads((directory / "config.json").read_text()), weights)
+    if decoder is None or not CpuRunner.supported(decoder):
+        raise SystemExit("the native library does not run this model on this machine")
+    runner = CpuRunner(decoder, rows=max(BATCHES), max_length=MAX_LENGTH, threads=threads)
+    return decoder, runner
+
+
+def transformers(directory: Path, dtype: torch.dtype) -> CausalRunner:
+    """The same model by transformers."""
+    from transformers import AutoModelForCausalLM  # noqa: PLC0415 - slow, and not always asked for
+
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype).eval()
+    widen_linears(model)
+    config = model.config
+    shape = (config.num_key_value_heads, config.head_dim, config.head_dim)
+    cache = RowCache(
+        shapes=[shape] * config.num_hidden_layers,
+        rows=max(BATCHES),
+        max_length=MAX_LENGTH,
+        dtype=dtype,
+        device=model.device,
+    )
+    return CausalRunner(model=model, cache=cache, windows={"full_attention": None})
+
+
+def prefill(runner: Runner, row: int, length: int) -> float:
+    """Seconds to read a prompt and to choose the token after it."""
+    prompt = [(7919 * i + row) % 40000 for i in range(length)]
+    began = time.perf_counter()
+    for start in range(0, length, runner.prefill_chunk):
+        piece = prompt[start : start + runner.prefill_chunk]
+        last = start + len(piece) == length
+        runner.prefill(row, piece, start, _greedy() if last else None)
+    return time.perf_counter() - began
+
+
+def decode(runner: Runner, rows: int, context: int) -> float:
+    """Seconds a step of so many rows takes, at this length."""
+    draws = [_greedy() for _ in range(rows)]
+    tokens = list(range(100, 100 + rows))
+    taken = []
+    for step in range(STEPS):
+        began = time.perf_counter()
+        chosen = runner.decode(0, tokens, [context + step] * rows, draws)
+        tokens = [choice.token if choice else 0 for choice in chosen]
+        taken.append(time.perf_counter() - began)
+    return statistics.median(taken)
+
+
+def _greedy() -> Draw:
+    return Draw(sampling=SamplingParams(temperature=0), seed=0)
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(prog="python -m bench.engine", description=__doc__)
+    parser.add_argument("--directory", type=Path, default=models() / MODEL)
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--context", type=int, default=64, help="tokens before the decoded ones")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--alone", action="store_true", help="the native library only")
+    arguments = parser.parse_args()
+    dtype = getattr(torch, arguments.dtype)
+    torch.set_num_threads(arguments.threads)
+    on = describe()
+    decoder, runner = native(arguments.directory, dtype, arguments.threads)
+    runners: dict[str, Runner] = {"native": runner}
+    if not arguments.alone:
+        runners["transformers"] = transformers(arguments.directory, dtype)
+    measures: dict[str, Callable[[Runner], float]] = {
+        f"{rows} rows": lambda runner, rows=rows: decode(runner, rows, arguments.context)
+        for rows in BATCHES
+    }
+    measures["prompt"] = lambda runner: prefill(runner, 0, PROMPT)
+    taken: dict[tuple[str, str], list[float]] = {}
+    for each in runners.values():  # fills the rows, and warms
+        for row in range(max(BATCHES)):
+            prefill(each, row, arguments.context)
+    for _ in range(arguments.rounds):
+        for what, measure in measures.items():
+            for name, each in runners.items():
+                taken.setdefault((what, name), []).append(measure(each))
+    print(
+        f"{arguments.directory.name}, {arguments.dtype}, {arguments.threads} threads, "
+        f"{on['cpu']}, load {on['load']}; medians of {arguments.rounds} rounds in turn, decoding "
+        f"at {arguments.context} tokens\n"
+    )
+    _print_table(decoder, list(runners), taken)
+
+
+def _print_table(
+    decoder: Decoder, names: list[str], taken: dict[tuple[str, str], list[float]]
+) -> None:
+    layers = sum(
+        matrix.numel()
+        for layer in decoder.layers
+        for matrix in (layer.qkv, layer.output, layer.gate_up, layer.down)
+    )
+    weights = layers + decoder.head.numel()
+    print("| | " + " | ".join(f"{name} | | " for name in names) + "|")
+    print("|---|" + "---:|---:|---:|" * len(names))
+    for rows in BATCHES:
+        cells = []
+        for name in names:
+            seconds = statistics.median(taken[f"{rows} rows", name])
+            cells += [
+                f"{rows / seconds:.0f} tok/s",
+                f"{weights * decoder.dtype.itemsize / seconds / _GIGA:.1f} GB/s",
+                f"{2 * weights * rows / seconds / _GIGA:.0f} GFLOP/s",
+            ]
+        print(f"| {rows} rows | " + " | ".join(cells) + " |")
+    cells = []
+    for name in names:
+        seconds = statistics.median(taken["prompt", name])
+        flops = 2 * layers * PROMPT / seconds / _GIGA
+        cells += [f"{seconds * 1000:.0f} ms", f"{PROMPT / seconds:.0f} tok/s"]
+        cells.append(f"{flops:.0f} GFLOP/s")
+    print(f"| prompt of {PROMPT} | " + " | ".join(cells) + " |")
+
+
+if __name__ == "__main__":
+    main()
