@@ -80,7 +80,11 @@ STAGES = (
         ),
     ),
     Stage("unit", ("environment",), (pytest("tests/unit"),)),
-    Stage("server", ("environment", "models"), (pytest("tests/server", "tests/stand_ins"),)),
+    Stage(
+        "server",
+        ("environment", "models"),
+        (pytest("tests/server", "tests/stand_ins", "-n2", "--dist=loadfile"),),
+    ),
     Stage("chart", ("environment", "tools"), (pytest("tests/chart"),)),
     Stage("images", ("environment", "cluster", "images"), (pytest("tests/images"),)),
     Stage("cluster", ("environment", "cluster"), (pytest("tests/cluster"),)),

@@ -142,7 +142,7 @@ TROUBLES = {
     "broken-weights": Trouble(
         {"model": source("broken", path="truncated")},
         "ModelLoadFailed",
-        ("the model in /model", "incomplete metadata, file not fully covered"),
+        ("the model in /model", "is not the whole file"),
         stalled=True,
     ),
     "little-memory": Trouble(
