@@ -16,7 +16,7 @@ def assert_error(response, status, *, param=None, word=""):
     error = response.json()["error"]
     assert set(error) == {"message", "type", "param", "code"}
     assert error["param"] == param
-    assert word in error["message"].lower()
+    assert word.lower() in error["message"].lower()
 
 
 @pytest.mark.parametrize(
