@@ -220,6 +220,7 @@ class PoolingEngine(EmbeddingEngine):
         with self._wake:
             if self._closing or not self.alive:
                 raise EngineClosedError("The engine serves no more requests.")
+            # Nobody waits: a request of more texts than may wait would else never be served.
             if self._waiting and len(self._waiting) + len(jobs) > self.capacity.max_queue:
                 raise EngineFullError(retry_after=1)
             self._waiting.extend(jobs)
