@@ -21,8 +21,9 @@ test-lint test-unit test-server test-chart test-images test-cluster test-e2e tes
 venv: ## The Python environment of development, in .venv
 	@$(PYTHON) -m dev.environment
 
-lint: venv ## ruff and mypy
-	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/mypy
+lint: venv ## ruff, mypy and hadolint
+	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/mypy \
+	  && $(VENV)/bin/hadolint Dockerfile.inference Dockerfile.operator
 
 format: venv ## Format the code
 	@$(VENV)/bin/ruff check --fix . && $(VENV)/bin/ruff format .

@@ -19,6 +19,8 @@ from dev.cluster import processes
 
 ROOT = Path(__file__).parents[1]
 PYTHON = str(ROOT / ".venv" / "bin" / "python")
+HADOLINT = str(ROOT / ".venv" / "bin" / "hadolint")
+DOCKERFILES = ("Dockerfile.inference", "Dockerfile.operator")
 
 
 def module(name: str, *arguments: str) -> Callable[[], None]:
@@ -77,6 +79,7 @@ STAGES = (
             (PYTHON, "-m", "ruff", "check", "."),
             (PYTHON, "-m", "ruff", "format", "--check", "."),
             (PYTHON, "-m", "mypy"),
+            (HADOLINT, *DOCKERFILES),
         ),
     ),
     Stage("unit", ("environment",), (pytest("tests/unit"),)),

@@ -54,8 +54,8 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-async def measure(chosen: argparse.Namespace) -> dict[str, Any]:
-    """All phases of one run."""
+async def measure(chosen: argparse.Namespace) -> None:
+    """All phases of one run; the figures are told before what it made is removed."""
     namespace = f"bench-{uuid.uuid4().hex[:6]}"
     kinds = [KINDS[plural] for plural in chosen.kinds.split(",") if plural]
     nodes = 0 if chosen.pending else chosen.count
@@ -75,7 +75,7 @@ async def measure(chosen: argparse.Namespace) -> dict[str, Any]:
                     cluster, operator, namespace, chosen.count, kinds, chosen.within, chosen.rate
                 )
                 try:
-                    return await _phases(run, chosen)
+                    tell(await _phases(run, chosen), chosen)
                 finally:
                     if chosen.log:
                         chosen.log.write_bytes(operator.log.read_bytes())
@@ -97,6 +97,15 @@ async def _phases(run: Run, chosen: argparse.Namespace) -> dict[str, Any]:
     return figures
 
 
+def tell(figures: dict[str, Any], chosen: argparse.Namespace) -> None:
+    """Print the table, and write the file if one is asked for."""
+    if chosen.json:
+        chosen.json.write_text(json.dumps(figures, indent=2))
+    load = os.getloadavg()[0]
+    print(f"{os.cpu_count()} cores, {platform.machine()}, load {load:.1f}\n", flush=True)
+    print(report.table(figures), flush=True)
+
+
 def _percentiles(latency: Latency) -> Mapping[str, float]:
     return {
         f"{name}_p{percent}": percentile(values, percent)
@@ -115,11 +124,7 @@ def main() -> int:
         kubectl.kubectl("apply", "--server-side", "-f", str(CRDS))
     # Told to stop by whatever signal, it still removes its namespace and its nodes.
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
-    figures = asyncio.run(measure(chosen))
-    if chosen.json:
-        chosen.json.write_text(json.dumps(figures, indent=2))
-    print(f"{os.cpu_count()} cores, {platform.machine()}, load {os.getloadavg()[0]:.1f}\n")
-    print(report.table(figures))
+    asyncio.run(measure(chosen))
     return 0
 
 

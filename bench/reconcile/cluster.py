@@ -10,6 +10,7 @@ import contextlib
 import json
 from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Self
 
@@ -66,7 +67,15 @@ KINDS = {
 
 
 class RefusedError(RuntimeError):
-    """The API server refused a request; the message is its sentence."""
+    """The API server refused a request; the message is its sentence.
+
+    Attributes:
+        status: Of HTTP; 0 where it was refused in the middle of a stream.
+    """
+
+    def __init__(self, sentence: str, status: int = 0) -> None:
+        super().__init__(sentence)
+        self.status = status
 
 
 class Cluster:
@@ -108,7 +117,8 @@ class Cluster:
         ) as answer:
             text = await answer.read()
             if not answer.ok:
-                raise RefusedError(f"{method} {path}: {answer.status} {text.decode()[:500]}")
+                sentence = f"{method} {path}: {answer.status} {text.decode()[:500]}"
+                raise RefusedError(sentence, answer.status)
             document: Body = json.loads(text)
             return document
 
@@ -174,12 +184,24 @@ class Cluster:
     async def _delete_namespace(self, namespace: str) -> None:
         path = f"/api/v1/namespaces/{namespace}"
         # Pods of nodes that are gone wait for a kubelet that never answers; these need none.
-        await self.request("DELETE", LLM_DEPLOYMENT.path(namespace))
+        await self._delete_all(LLM_DEPLOYMENT.path(namespace))
         await self.request("DELETE", path)
         async with asyncio.timeout(_DELETE_WITHIN):
             with contextlib.suppress(RefusedError):
                 while await self.request("GET", path):  # noqa: ASYNC110 - the cluster has no event
                     await asyncio.sleep(1)
+
+    async def _delete_all(self, path: str) -> None:
+        """Delete a collection; thousands take the API server longer than it gives a request."""
+        async with asyncio.timeout(_DELETE_WITHIN):
+            while True:
+                try:
+                    await self.request("DELETE", path)
+                except RefusedError as error:
+                    if error.status != HTTPStatus.GATEWAY_TIMEOUT:
+                        raise
+                else:
+                    return
 
     @contextlib.asynccontextmanager
     async def nodes_for(self, run: str, pods: int) -> AsyncIterator[None]:

@@ -8,8 +8,11 @@ import os
 import signal
 import sys
 
+from llm_inference import orphans
+
 # As a container's first process, a signal without a handler would be lost, and imports take time.
 signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+orphans.adopt()
 
 # Must be set before torch loads OpenMP. A decode step joins its threads hundreds of times, and by
 # default they spin while they wait. Measured with SmolLM2 on 2 cores: not spinning costs a step

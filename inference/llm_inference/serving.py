@@ -186,7 +186,7 @@ def load_engine(serving: Serving) -> Engine:
     # What is wrong with the directory itself is told before torch is imported, seconds earlier.
     directory = _find_model(serving)
     health.name_model(directory.model_id, directory.revision)
-    from llm_inference.engine.lean_torch import import_torch  # noqa: PLC0415
+    from llm_lean.importing import import_torch  # noqa: PLC0415
 
     import_torch()
     from llm_inference.engine import loader  # noqa: PLC0415 - imports torch

@@ -26,6 +26,19 @@ def test_the_health_check_is_true_once_it_serves_and_sigterm_ends_it(cpu, contai
     assert code == 0, errors
 
 
+def test_processes_that_were_left_behind_are_reaped(container):
+    # A child that outlives its parent becomes the server's.
+    code = "import os, time; os.fork() or (time.sleep(0.3), os._exit(0))"
+    assert container.execute("python", "-c", code) == 0
+    states = (
+        "import pathlib, sys; "
+        "found = [p.read_text() for p in pathlib.Path('/proc').glob('[0-9]*/stat')]; "
+        "sys.exit(any(text.rsplit(')')[-1].split()[0] == 'Z' for text in found))"
+    )
+    time.sleep(1)
+    assert container.execute("python", "-c", states) == 0
+
+
 def test_a_setting_that_is_wrong_is_one_sentence(cpu):
     done = cpu.run("python", "-m", "llm_inference", options=("--env", "LLM_PORT=many"))
     assert done.returncode == 2

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Literal
 import torch
 
 from llm_inference.engine.directory import ModelDirectory, ModelLoadError
-from llm_inference.engine.lean_imports import without_compiler
 from llm_inference.engine.linear import widen_linears
 from llm_inference.engine.quantization import QuantizationError, quantize_linears
+from llm_lean.compiler import without_compiler
 
 with without_compiler():
     # The last two are what every model imports: here, so that they are imported lean.

@@ -95,7 +95,7 @@ def test_a_server_serves_without_importing_what_is_heavy(small_model):
 
 def test_what_torch_was_imported_without_is_there_for_who_asks_later():
     code = (
-        "from llm_inference.engine.lean_torch import import_torch\n"
+        "from llm_lean.importing import import_torch\n"
         "import_torch()\n"
         "import sys, torch\n"
         "assert 'torch.export' not in sys.modules\n"
@@ -110,7 +110,7 @@ def test_what_torch_was_imported_without_is_there_for_who_asks_later():
 
 def test_torch_is_whole_before_transformers_makes_a_model():
     code = (
-        "from llm_inference.engine.lean_torch import import_torch\n"
+        "from llm_lean.importing import import_torch\n"
         "import_torch()\n"
         "import sys, torch, llm_inference.engine.pretrained\n"
         "print('torch._meta_registrations' in sys.modules, 'torch.export' in sys.modules)"
@@ -150,7 +150,7 @@ def test_the_real_compiler_is_there_for_who_asks_later():
 def test_whatever_else_is_asked_of_the_compiler_meanwhile_is_the_real_thing():
     code = (
         "import torch\n"
-        "from llm_inference.engine.lean_imports import without_compiler\n"
+        "from llm_lean.compiler import without_compiler\n"
         "with without_compiler():\n"
         "    import torch._dynamo\n"
         "    print(callable(torch._dynamo.optimize))\n"
@@ -165,7 +165,7 @@ def test_a_package_that_imports_the_compiler_itself_gets_the_real_one(tmp_path, 
     (package / "__init__.py").write_text("from torch._dynamo.utils import is_compile_supported\n")
     monkeypatch.syspath_prepend(tmp_path)
     code = (
-        "from llm_inference.engine.lean_imports import without_compiler\n"
+        "from llm_lean.compiler import without_compiler\n"
         "with without_compiler():\n"
         "    import torchvision\n"
         "print(callable(torchvision.is_compile_supported))"

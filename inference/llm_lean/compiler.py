@@ -25,7 +25,7 @@ import torch
 import transformers.utils
 import transformers.utils.import_utils
 
-from llm_inference.engine.lean_torch import complete_torch
+from llm_lean.importing import complete_torch
 
 logger = logging.getLogger(__name__)
 

@@ -1,0 +1,45 @@
+"""An environment divided into folders, so that each becomes a layer and all are pulled at once.
+
+A node fetches the layers of an image side by side but each as one stream, and unpacks them in
+turn: gigabytes in one layer come more slowly than in four. What changes together stays together.
+"""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+# Folder → what goes there, relative to site-packages; `rest` takes what nobody names.
+_LAYERS = {
+    "cuda": ("nvidia",),
+    "torch": ("torch",),
+}
+_REST = "rest"
+_LARGE = ("torch/lib/libtorch_cuda.so", "nvidia/*/lib/libcublasLt.so*")
+_LARGE_BYTES = 100_000_000
+
+
+def divide(environment: Path, target: Path) -> Iterator[str]:
+    """Move `environment` below `target`/<layer>, at the path it has; yield the layers' sizes.
+
+    The folders are `large` (the largest libraries), `cuda`, `torch` and `rest`; one that nothing
+    goes to is empty, for a build wants to copy it.
+    """
+    (site,) = environment.glob("lib/python3*/site-packages")
+    for path in sorted(file for pattern in _LARGE for file in site.glob(pattern)):
+        if path.stat().st_size >= _LARGE_BYTES:
+            _move(path, target / "large")
+    for layer, patterns in _LAYERS.items():
+        (target / layer).mkdir(parents=True, exist_ok=True)
+        for path in sorted(file for pattern in patterns for file in site.glob(pattern)):
+            _move(path, target / layer)
+    (target / "large").mkdir(parents=True, exist_ok=True)
+    _move(environment, target / _REST)
+    for folder in sorted(target.iterdir()):
+        files = (path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
+        yield f"layer {folder.name}: {sum(path.stat().st_size for path in files) / 1e6:.0f} MB"
+
+
+def _move(path: Path, layer: Path) -> None:
+    goal = layer / path.relative_to("/")
+    goal.parent.mkdir(parents=True, exist_ok=True)
+    shutil.move(path, goal)
