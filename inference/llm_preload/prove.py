@@ -20,11 +20,14 @@ def prove(directory: Path) -> str:
     """
     os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
     import torch  # noqa: PLC0415
+    from jinja2 import TemplateError  # noqa: PLC0415
     from transformers import AutoConfig, AutoTokenizer  # noqa: PLC0415
 
     try:
         config = AutoConfig.from_pretrained(directory)
         tokenizer = AutoTokenizer.from_pretrained(directory)
+        if tokenizer.chat_template:
+            tokenizer.apply_chat_template([{"role": "user", "content": "Hello"}], tokenize=False)
         automatic = _automatic_class(config)
         if _weight_bytes(directory) > _free_memory() / 2:
             return _prove_shapes(directory, automatic, config)
@@ -33,6 +36,8 @@ def prove(directory: Path) -> str:
             raise PreloadError(f"the weights lack {sorted(missing)[0]}")
         with torch.inference_mode():
             output = model(**tokenizer("The capital of France is", return_tensors="pt"))[0]
+    except TemplateError as error:
+        raise PreloadError(f"the chat template takes no user's message: {error}") from error
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         sentence = " ".join(str(error).split())
         raise PreloadError(f"the model does not load offline: {sentence}") from error
