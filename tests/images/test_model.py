@@ -100,7 +100,7 @@ def hub(tmp_path_factory):
     (broken / "tokenizer.json").unlink()
     packed = root / "org" / "packed"
     packed.mkdir()
-    (packed / GGUF).symlink_to(stand_ins.ensure_gguf(stand_ins.SMOLLM2))
+    (packed / GGUF).symlink_to(stand_ins.gguf(stand_ins.SMOLLM2))
     found = repositories.read_all(root, {"org/tiny": TOKEN})
     with mirror.serving(mirror.Mirror(found, [], port=0)) as server:
         yield server
