@@ -31,8 +31,18 @@ variable "MODEL_ID" {
 }
 
 variable "MODEL_REVISION" {
-  default = "main"
-  description = "Its revision: a commit, tag or branch."
+  default = ""
+  description = "Its revision: a commit, tag or branch; empty for main."
+}
+
+variable "MODEL_FILE" {
+  default = ""
+  description = "A GGUF file of that model to convert, in place of its safetensors."
+}
+
+variable "MODEL_DIR" {
+  default = ""
+  description = "A directory that holds the model; empty takes it from the hub."
 }
 
 variable "MODEL_DTYPE" {
@@ -86,9 +96,11 @@ target "_common" {
 target "_model" {
   inherits = ["_common"]
   dockerfile = "Dockerfile.inference"
+  contexts = { for name, directory in { model = MODEL_DIR } : name => directory if directory != "" }
   args = {
     MODEL_ID = MODEL_ID
     MODEL_REVISION = MODEL_REVISION
+    MODEL_FILE = MODEL_FILE
     MODEL_DTYPE = MODEL_DTYPE
     HF_ENDPOINT = HF_ENDPOINT
     TORCH_CPU_INDEX = TORCH_CPU_INDEX

@@ -57,11 +57,13 @@ def command(image: Image, sources: Sources, output: str | None = None) -> list[s
     for number, (name, layout) in enumerate(sources.layouts.items()):
         options[f"context:{name}"] = f"oci-layout://l{number}@{python_image.digest(layout)}"
         layouts.append(f"--oci-layout=l{number}={layout}")
+    options |= {f"context:{name}": f"local:{name}" for name in sources.directories}
     return [
         str(tools.path("buildctl")),
         f"--addr=unix://{paths.BUILDKIT_SOCKET}",
         *("build", "--progress=plain", "--frontend=dockerfile.v0"),
         *(f"--local={name}={paths.CHECKOUT}" for name in ("context", "dockerfile")),
+        *(f"--local={name}={directory}" for name, directory in sources.directories.items()),
         *(f"--opt={name}={value}" for name, value in options.items()),
         *(f"--secret={secret}" for secret in sources.secrets),
         *layouts,

@@ -29,6 +29,8 @@ class Sources:
     # name of an image in a Dockerfile → OCI layout that takes its place
     layouts: dict[str, Path]
     repositories: dict[str, Repository]
+    # name of a stage → directory that takes its place
+    directories: dict[str, Path] = dataclasses.field(default_factory=dict)
 
     def for_image(self, image: Image) -> dict[str, str]:
         """Return the build arguments of one image."""

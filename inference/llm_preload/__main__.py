@@ -4,12 +4,15 @@ import argparse
 import os
 import sys
 import time
+from contextlib import AbstractContextManager
 from pathlib import Path
 
-from llm_preload import PreloadError, manifest
+from llm_preload import PreloadError, local, manifest
 
 # The time of every file, so that one revision gives one layer.
 EPOCH = int(os.environ.get("SOURCE_DATE_EPOCH") or 0)
+_LOCAL = "local"
+_NO_MODEL = "no model: the server takes one that is mounted or downloaded"
 
 
 def main() -> int:
@@ -27,12 +30,14 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m llm_preload", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     fetch = commands.add_parser("fetch", help="fetch a model and list its files")
-    fetch.add_argument("--id", required=True)
-    fetch.add_argument("--revision", default="main")
+    fetch.add_argument("--id", default="", help="without one there is no model")
+    fetch.add_argument("--revision", default="", help="main when empty")
+    fetch.add_argument("--file", default="", help="a GGUF file to take in place of safetensors")
+    fetch.add_argument("--context", type=Path, required=True, help="may hold a model itself")
     fetch.add_argument("--scratch", type=Path, required=True, help="keeps interrupted downloads")
     fetch.set_defaults(run=_fetch)
-    convert = commands.add_parser("convert", help="store the weights in another type")
-    convert.add_argument("--dtype", required=True)
+    convert = commands.add_parser("convert", help="make plain weights of a GGUF or another type")
+    convert.add_argument("--dtype", default="", help="the weights' own when empty")
     convert.set_defaults(run=_convert)
     prove = commands.add_parser("prove", help="prove that a model directory loads offline")
     prove.set_defaults(run=_prove)
@@ -45,31 +50,84 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _fetch(chosen: argparse.Namespace) -> str:
-    from llm_preload.fetch import fetch  # noqa: PLC0415
-
     began = time.monotonic()
-    revision = fetch(chosen.id, chosen.revision, chosen.directory, chosen.scratch)
-    size = manifest.write(
-        chosen.directory, model_id=chosen.id, requested=chosen.revision, revision=revision
+    revision: str | None = None
+    if is_local := local.is_given(chosen.context):
+        if not chosen.id:
+            raise PreloadError("a model from a directory wants --build-arg MODEL_ID=…, its name")
+        local.take(chosen.context, chosen.directory, file=chosen.file)
+    elif not chosen.id:
+        if named := chosen.file or chosen.revision:
+            raise PreloadError(f"{named} is of no model without --build-arg MODEL_ID=…")
+        return _NO_MODEL
+    else:
+        from llm_preload.fetch import fetch  # noqa: PLC0415
+
+        where = (chosen.id, chosen.revision or "main", chosen.directory, chosen.scratch)
+        revision = fetch(*where, file=chosen.file)
+    requested = _LOCAL if is_local else chosen.revision or "main"
+    files = manifest.write(
+        chosen.directory, model_id=chosen.id, requested=requested, revision=revision
     )
+    revision = revision or manifest.digest(files)
+    if is_local and chosen.revision not in ("", _LOCAL, revision):
+        raise PreloadError(f"the directory's content is {revision}, not {chosen.revision}")
     _settle(chosen.directory)
     seconds = time.monotonic() - began
-    return f"{chosen.id} at {revision}: {size / 1e6:.0f} MB in {seconds:.1f} s"
+    return f"{manifest.table(files)}\n{chosen.id} at {revision}: {_size(files)} in {seconds:.1f} s"
 
 
 def _convert(chosen: argparse.Namespace) -> str:
-    from llm_preload.convert import convert  # noqa: PLC0415
+    if not (chosen.directory / manifest.NAME).is_file():
+        if chosen.dtype:
+            raise PreloadError(f"there are no weights to store as {chosen.dtype}")
+        return _NO_MODEL
+    ggufs = list(chosen.directory.rglob("*.gguf"))
+    if ggufs:
+        os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
+        dtype = chosen.dtype or "bfloat16"
+        with _without_compiler():
+            from llm_preload.gguf_file import convert as unpack  # noqa: PLC0415
 
-    convert(chosen.directory, chosen.dtype)
-    size = manifest.rewrite(chosen.directory)
+            unpack(ggufs[0], chosen.directory, dtype)
+        _remove(ggufs[0], chosen.directory)
+    elif dtype := chosen.dtype:
+        from llm_preload.convert import convert  # noqa: PLC0415
+
+        convert(chosen.directory, dtype)
+    else:
+        return "weights as they were fetched"
+    files = manifest.rewrite(chosen.directory)
     _settle(chosen.directory)
-    return f"weights stored as {chosen.dtype}: {size / 1e6:.0f} MB"
+    return f"{manifest.table(files)}\nweights stored as {dtype}: {_size(files)}"
 
 
 def _prove(chosen: argparse.Namespace) -> str:
-    from llm_preload.prove import prove  # noqa: PLC0415
+    if not (chosen.directory / manifest.NAME).is_file():
+        return _NO_MODEL
+    with _without_compiler():
+        from llm_preload.prove import prove  # noqa: PLC0415
 
-    return "loads offline: " + prove(chosen.directory)
+        return "loads offline: " + prove(chosen.directory)
+
+
+def _without_compiler() -> AbstractContextManager[None]:
+    """Import and load models as the server does: no image holds torch's compiler."""
+    from llm_lean.importing import import_torch  # noqa: PLC0415
+
+    import_torch()
+    from llm_lean.compiler import without_compiler  # noqa: PLC0415
+
+    return without_compiler()
+
+
+def _remove(file: Path, directory: Path) -> None:
+    """Remove a file, and the folders below `directory` that held it alone."""
+    file.unlink()
+    folder = file.parent
+    while folder != directory and not any(folder.iterdir()):
+        folder.rmdir()
+        folder = folder.parent
 
 
 def _settle(directory: Path) -> None:
@@ -77,6 +135,10 @@ def _settle(directory: Path) -> None:
     for path in (directory, *directory.rglob("*")):
         path.chmod(0o755 if path.is_dir() else 0o644)
         os.utime(path, (EPOCH, EPOCH))
+
+
+def _size(files: list[manifest.File]) -> str:
+    return f"{sum(file['size'] for file in files) / 1e6:.0f} MB"
 
 
 def _say(text: str) -> None:

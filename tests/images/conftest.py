@@ -147,20 +147,32 @@ def opened():
 
 @pytest.fixture
 def build(opened, tmp_path):
-    """Build a target with other arguments; returns the outcome and the folder of its OCI layout."""
+    """Build a target with other arguments; returns the outcome and the folder of its OCI layout.
 
-    def run(target: str, arguments: dict[str, str], secrets: tuple[str, ...] = ()):
-        layout = tmp_path / "layout"
+    `model` is the directory of a model, in place of the hub; `anew` are stages that are not to come
+    out of the cache.
+    """
+
+    def run(
+        target: str,
+        arguments: dict[str, str],
+        secrets: tuple[str, ...] = (),
+        model: Path | None = None,
+        anew: tuple[str, ...] = (),
+    ):
+        layout = tmp_path / f"layout-{uuid.uuid4().hex[:8]}"
         image = catalog.Image("test", "localhost/test", "Dockerfile.inference", target)
         given = dataclasses.replace(
             opened,
             arguments=opened.arguments | arguments,
             secrets=[*opened.secrets, *secrets],
             repositories={},
+            directories={} if model is None else {"model": model},
         )
         output = f"type=oci,tar=false,dest={layout},compression=uncompressed"
+        options = [f"--opt=no-cache={','.join(anew)}"] if anew else []
         done = subprocess.run(
-            builder.command(image, given, output),
+            [*builder.command(image, given, output), *options],
             capture_output=True,
             text=True,
             timeout=600,

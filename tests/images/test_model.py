@@ -3,6 +3,9 @@
 import io
 import json
 import mmap
+import os
+import subprocess
+import sys
 import tarfile
 
 import pytest
@@ -10,10 +13,14 @@ import torch
 from tokenizers import Tokenizer, models
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from dev.cluster import paths
 from dev.images import catalog
 from dev.stand_ins import mirror, repositories
+from dev.stand_ins import models as stand_ins
 
 TOKEN = "hf_thisTokenMustBeFoundNowhere"
+GGUF = "smollm2.gguf"
+NOWHERE = "http://127.0.0.1:9"
 VERIFY = """
 import hashlib, json, pathlib
 root = pathlib.Path("/model")
@@ -91,9 +98,106 @@ def hub(tmp_path_factory):
     for file in tiny.iterdir():
         (broken / file.name).write_bytes(file.read_bytes())
     (broken / "tokenizer.json").unlink()
+    packed = root / "org" / "packed"
+    packed.mkdir()
+    (packed / GGUF).symlink_to(stand_ins.gguf(stand_ins.SMOLLM2))
     found = repositories.read_all(root, {"org/tiny": TOKEN})
     with mirror.serving(mirror.Mirror(found, [], port=0)) as server:
         yield server
+
+
+@pytest.fixture
+def tiny(hub):
+    """The directory of the tiny model."""
+    return hub.repositories["org/tiny"].files["config.json"].path.parent
+
+
+def blob(layout, described):
+    return layout / "blobs" / described["digest"].replace(":", "/")
+
+
+def image_of(layout):
+    """The manifest of the image in an OCI layout, and its configuration."""
+    found = json.loads((layout / "index.json").read_text())
+    while "manifests" in found:
+        found = json.loads(blob(layout, found["manifests"][0]).read_text())
+    return found, json.loads(blob(layout, found["config"]).read_text())["config"]
+
+
+def unpacked(layout, target):
+    """The model of a weights image, as a directory."""
+    (layer,) = image_of(layout)[0]["layers"]
+    with tarfile.open(blob(layout, layer)) as archive:
+        archive.extractall(target, filter="data")
+    return target
+
+
+def test_a_directory_takes_the_place_of_the_hub(build, tiny, tmp_path):
+    arguments = {"MODEL_ID": "org/mine", "HF_ENDPOINT": NOWHERE}
+    done, layout = build("weights", arguments, model=tiny)
+    assert done.returncode == 0, done.stderr
+    assert "LlamaForCausalLM" in done.stderr  # proven
+    directory = unpacked(layout, tmp_path / "model")
+    manifest = json.loads((directory / "manifest.json").read_text())
+    assert (manifest["id"], manifest["requested"]) == ("org/mine", "local")
+    for file in manifest["files"]:
+        assert (directory / file["path"]).read_bytes() == (tiny / file["path"]).read_bytes()
+        assert f"{file['size']} {file['sha256']}" in done.stderr
+    assert image_of(layout)[1]["Labels"]["dev.llm-operator.model.id"] == "org/mine"
+
+
+def test_a_directory_that_cannot_be_served_is_not_built(build, tiny, tmp_path):
+    broken = tmp_path / "mine"
+    broken.mkdir()
+    (broken / "config.json").write_bytes((tiny / "config.json").read_bytes())
+    (broken / "pytorch_model.bin").write_bytes(b"pickle")
+    done, _ = build("weights", {"MODEL_ID": "org/mine"}, model=broken)
+    assert done.returncode != 0
+    assert "error: the build context model holds pickled weights only" in done.stderr
+
+
+def test_two_builds_give_the_same_image(build, tiny):
+    arguments = {
+        "MODEL_ID": "org/mine",
+        "MODEL_DTYPE": "float16",
+        "SOURCE_DATE_EPOCH": "1700000000",
+    }
+    digests = []
+    for _ in range(2):
+        anew = ("fetched", "proven", "weights")
+        done, layout = build("weights", arguments, model=tiny, anew=anew)
+        assert done.returncode == 0, done.stderr
+        digests.append(image_of(layout)[0])
+    assert digests[0] == digests[1]
+
+
+def test_a_gguf_file_becomes_plain_weights_that_answer(build, hub, tmp_path):
+    revision = hub.repositories["org/packed"].revision
+    arguments = {"MODEL_ID": "org/packed", "MODEL_FILE": GGUF, "MODEL_REVISION": revision}
+    done, layout = build("weights", {**arguments, "HF_ENDPOINT": hub.url})
+    assert done.returncode == 0, done.stderr
+    assert image_of(layout)[1]["Labels"]["dev.llm-operator.model.revision"] == revision
+    directory = unpacked(layout, tmp_path / "model")
+    manifest = json.loads((directory / "manifest.json").read_text())
+    assert manifest["revision"] == revision
+    assert [file["path"] for file in manifest["converted_from"]] == [GGUF]
+    assert not list(directory.rglob("*.gguf"))
+    assert json.loads((directory / "config.json").read_text())["dtype"] == "bfloat16"
+    checked = subprocess.run(
+        [sys.executable, "-m", "llm_inference", "check"],
+        env={
+            "PATH": os.environ["PATH"],
+            "PYTHONPATH": str(paths.CHECKOUT / "inference"),
+            "LLM_MODEL_DIR": str(directory),
+        },
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert checked.returncode == 0, checked.stderr
+    said = json.loads(checked.stdout.splitlines()[-1])
+    assert said["text"].strip() == "Paris"
 
 
 def test_a_gated_model_wants_a_token(build, hub):
@@ -135,6 +239,12 @@ def _holds(path, needle):
             "error: org/pickled has no revision v9",
         ),
         ({"MODEL_ID": "org/broken"}, "error: the model does not load offline: "),
+        (
+            {"MODEL_ID": "org/packed"},
+            f"only {GGUF}; MODEL_FILE takes the name of a GGUF file",
+        ),
+        ({"MODEL_ID": "org/packed", "MODEL_FILE": "q9.gguf"}, f"holds no q9.gguf, only {GGUF}"),
+        ({"MODEL_FILE": "q9.gguf"}, "error: q9.gguf is of no model without"),
         ({}, "error: weights need --build-arg MODEL_ID"),
     ],
 )

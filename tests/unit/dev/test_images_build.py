@@ -65,6 +65,16 @@ def test_a_stand_in_base_image_is_a_context_of_the_real_name(buildctl, tmp_path)
     assert f"--oci-layout=l0={tmp_path}" in command
 
 
+def test_a_directory_takes_the_place_of_a_stage(buildctl, tmp_path):
+    given = Sources({}, [], {}, {}, {"model": tmp_path})
+    command = buildctl(catalog.named("smollm2-weights"), given)
+    assert "--opt=context:model=local:model" in command
+    assert f"--local=model={tmp_path}" in command
+    stages = (paths.CHECKOUT / "Dockerfile.inference").read_text()
+    assert "\nFROM scratch AS model\n" in stages
+    assert "COPY --from=model " not in stages  # what is served is proven first
+
+
 def test_a_token_is_no_argument(buildctl, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     monkeypatch.setattr(reach, "_answers", lambda: dict.fromkeys(Real, True))
@@ -78,6 +88,18 @@ def test_every_argument_that_is_passed_is_one_the_dockerfile_has():
     text = (paths.CHECKOUT / "Dockerfile.inference").read_text()
     declared = set(re.findall(r"(?m)^ARG (\w+)", text))
     assert declared >= {*sources.PASSED_ON, "MODEL_ID", "MODEL_REVISION"}
+
+
+def test_every_argument_is_documented_and_can_be_baked():
+    files = ("Dockerfile.inference", "Dockerfile.operator")
+    text = "".join((paths.CHECKOUT / name).read_text() for name in files)
+    declared = set(re.findall(r"(?m)^ARG (\w+)", text))
+    documented = (paths.CHECKOUT / "docs/building.md").read_text()
+    assert set(re.findall(r"(?m)^\| `([A-Z_]+)` \|", documented)) == declared
+    baked = (paths.CHECKOUT / "docker-bake.hcl").read_text()
+    # buildx passes the last one of its own accord.
+    passed = {*re.findall(r"(?m)^    ([A-Z_]+) = \1$", baked), "SOURCE_DATE_EPOCH"}
+    assert passed == declared
 
 
 def test_an_unknown_image_is_refused_with_those_there_are(capsys):
