@@ -36,6 +36,7 @@ NO_SUCH_IMAGE = "localhost:1/no-such-image:v1"
 RESOURCE = "example.com/accelerator"
 """A resource that no node has."""
 QUOTED_RESOURCE = "example.com/rationed"
+BINDING = "requiredDuringSchedulingIgnoredDuringExecution"
 
 
 @dataclass(frozen=True)
@@ -125,6 +126,18 @@ TROUBLES = {
         {"hardwareProfile": "nonesuch"},
         "InvalidSpec",
         ("hardwareProfile", "no profile nonesuch"),
+        stalled=True,
+    ),
+    "unknown-affinity": Trouble(
+        {"affinity": {"podAntiAffinity": {"requiredDuringScheduling": []}}},
+        "InvalidSpec",
+        ("podAntiAffinity.requiredDuringScheduling", "field not declared in schema"),
+        stalled=True,
+    ),
+    "wrong-affinity": Trouble(
+        {"affinity": {"podAntiAffinity": {BINDING: [{"labelSelector": {}}]}}},
+        "InvalidSpec",
+        (f"affinity.podAntiAffinity.{BINDING}[0].topologyKey", "Required value"),
         stalled=True,
     ),
     "one-node-claim": Trouble(
