@@ -137,7 +137,10 @@ class Controller:
         await self._report(body, cr, replace(observed, problem=problem))
         if problem and not problem.final:
             raise Retry(f"{problem.reason}: {problem.message}")
-        return min((_listen_in(pod) for pod in found if _told_by_events(pod)), default=None)
+        waits = [_listen_in(pod) for pod in found if _told_by_events(pod)]
+        # An autoscaler that says the same at its next look is not heard of again.
+        settles = conditions.settles_in(observed.autoscaler, now=_now())
+        return min([*waits, *filter(None, [settles])], default=None)
 
     def _forget(self, key: Key) -> None:
         self._inspection.keep(key, ())

@@ -389,6 +389,40 @@ async def test_what_is_wanted_no_more_is_deleted(world):
     assert world.ready == ("False", "Suspended")
 
 
+async def test_a_new_autoscaler_is_asked_again_when_it_says_that_it_finds_no_pods(world):
+    world.edit(
+        LLM_DEPLOYMENT,
+        spec={"autoscaling": {"maxReplicas": 3}, "resources": {"requests": {"cpu": 1}}},
+    )
+    await world.reconcile()
+    since = dt.datetime.now(dt.UTC).isoformat()
+    said = {"type": "ScalingActive", "status": "False", "reason": "InvalidSelector"}
+    said |= {"message": "no selector", "lastTransitionTime": since}
+    world.edit(HORIZONTAL_POD_AUTOSCALER, status={"conditions": [said]})
+    world.watch()
+    assert 15 < await world.controller.reconcile(KEY) <= 21
+    assert condition(world.status, "Autoscaled")["reason"] == "NotReported"
+    said |= {"lastTransitionTime": "2026-01-01T00:00:00Z"}
+    world.edit(HORIZONTAL_POD_AUTOSCALER, status={"conditions": [said]})
+    world.watch()
+    assert await world.controller.reconcile(KEY) is None
+    assert condition(world.status, "Autoscaled")["reason"] == "InvalidSelector"
+
+
+async def test_pods_that_are_refused_are_told_in_the_words_of_the_api_server(world):
+    await world.reconcile()
+    refused = {"type": "ReplicaFailure", "status": "True", "reason": "FailedCreate"}
+    refused |= {"message": 'pods "x" is forbidden: violates PodSecurity "restricted:latest"'}
+    world.edit(DEPLOYMENT, status={"conditions": [refused]})
+    assert await world.reconcile() == ["status"]
+    assert world.ready == ("False", "PodCreationFailed")
+    assert "violates PodSecurity" in condition(world.status, "Ready")["message"]
+    assert world.kube.events == [("Warning", "PodCreationFailed")]
+    world.edit(DEPLOYMENT, status={"conditions": []})
+    await world.reconcile()
+    assert world.ready == ("False", "RolloutInProgress")
+
+
 async def test_a_foreign_object_that_is_not_wanted_is_not_deleted(world):
     world.kube.put(HORIZONTAL_POD_AUTOSCALER, FOREIGN)
     await world.reconcile()
