@@ -52,6 +52,12 @@ def deployment(*, observed=1, **conditions):
 
 FAILED_CREATE = {"status": "True", "reason": "FailedCreate", "message": QUOTA}
 FORBIDDEN = FAILED_CREATE | {"message": "violates PodSecurity"}
+LIMITED = FAILED_CREATE | {
+    "message": 'pods "m-5d8f-x7k2l" is forbidden: maximum cpu usage per Container is 1'
+}
+POLICED = FAILED_CREATE | {
+    "message": 'admission webhook "policy.example" denied the request: no team is named'
+}
 STUCK = {"status": "False", "reason": "ProgressDeadlineExceeded"}
 READY = pod(ready=True)
 OLD = pod(template="old", ready=True, name="old")
@@ -149,6 +155,36 @@ TABLE = {
     ),
     "pods refused": Row(
         OFF, "PodCreationFailed", RECONCILING, deployment=deployment(ReplicaFailure=FORBIDDEN)
+    ),
+    "pods above a limit range": Row(
+        OFF,
+        "PodCreationFailed",
+        RECONCILING,
+        pods=(OLD,),
+        deployment=deployment(ReplicaFailure=LIMITED),
+        says="pods are forbidden: maximum cpu usage per Container is 1; 1 pod of the previous",
+    ),
+    "pods against a policy": Row(
+        OFF,
+        "PodCreationFailed",
+        RECONCILING,
+        deployment=deployment(ReplicaFailure=POLICED),
+        says='admission webhook "policy.example" denied the request: no team is named',
+    ),
+    "further pods refused": Row(
+        ON,
+        "ModelServing",
+        RECONCILING,
+        replicas=2,
+        pods=(READY,),
+        deployment=deployment(ReplicaFailure=LIMITED),
+        says="1 of 2 replicas serve a/b; pods are forbidden: maximum cpu",
+    ),
+    "pods refused for too long": Row(
+        OFF,
+        "PodCreationFailed",
+        STALLED,
+        deployment=deployment(ReplicaFailure=LIMITED, Progressing=STUCK),
     ),
     "a failure that is over": Row(
         OFF,
