@@ -170,7 +170,8 @@ class Server(ApiModel):
     max_queue: Annotated[int, Field(ge=0, le=100_000)] | None = None
     """Most requests that wait for a place in the batch. One more is answered with 429."""
     max_queue_tokens: Annotated[int, Field(ge=1, le=2_147_483_648)] | None = None
-    """Most tokens that wait, prompts and longest outputs together. More are answered with 429."""
+    """Most tokens that wait, prompts and longest outputs together, where the model generates. More
+    are answered with 429."""
     max_body_bytes: Annotated[int, Field(ge=1024, le=1_073_741_824)] | None = None
     """Largest body of a request. A larger one is answered with 413."""
     request_timeout_seconds: Annotated[int, Field(ge=1, le=86_400)] | None = None
