@@ -30,6 +30,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "build.txt": ("--group=build", *IMAGE),
     "model.txt": ("--group=model", *IMAGE),
     "bench.txt": ("--group=bench", "--no-deps", "--universal", "--python-version=3.11"),
+    "bench-llama.txt": ("--group=bench-llama", "--universal", "--python-version=3.11"),
     "dev.txt": ("--group=dev", "--universal", "--python-version=3.11"),
 }
 

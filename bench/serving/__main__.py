@@ -1,7 +1,8 @@
 """Speed, memory and cold start of this server beside its peers, over HTTP on this machine.
 
     make bench
-    python -m bench.serving --llama-python PYTHON --gguf FILE --publish
+    make bench ARGS="--llama --publish"
+    python -m bench.serving --llama-python PYTHON --gguf FILE
     python -m bench.serving --servers llm-inference --starts 0 --url other=http://127.0.0.1:8000
 
 Serves the same model with each, one at a time and in turn, in one run. Prints a table in Markdown;
@@ -20,7 +21,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from bench.serving import ROOT, machine, memory, plot, report, scenarios, starts
+from bench.serving import ROOT, llama, machine, memory, plot, report, scenarios, starts
 from bench.serving.figures import Objective
 from bench.serving.servers import Server, llama_cpp, llm_inference, transformers_serve
 from dev import environment
@@ -58,7 +59,10 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--ttft", type=float, default=2000, help="objective: ms (%(default)s)")
     top.add_argument("--itl", type=float, default=100, help="objective: ms a token (%(default)s)")
     top.add_argument("--extra", type=json.loads, default={}, help="fields of each body, in JSON")
-    top.add_argument("--llama-python", type=Path, help="a Python that has llama-cpp-python")
+    top.add_argument(
+        "--llama", action="store_true", help="llama-cpp-python too, compiled the first time"
+    )
+    top.add_argument("--llama-python", type=Path, help="another Python that has llama-cpp-python")
     top.add_argument("--gguf", type=Path, help="the model that it serves")
     top.add_argument("--as-is", action="store_true", help="install and fetch nothing before")
     top.add_argument("--json", type=Path, help="file for every figure")
@@ -84,6 +88,10 @@ def chosen_servers(chosen: argparse.Namespace, directory: Path) -> list[Server]:
     servers = [known[name]() for name in names]
     if (chosen.llama_python is None) != (chosen.gguf is None):
         raise ValueError("--llama-python and --gguf go together")
+    if chosen.llama:
+        if chosen.llama_python or chosen.as_is or chosen.model != MODEL:
+            raise ValueError(f"--llama installs its own Python and GGUF file of {MODEL}")
+        chosen.llama_python, chosen.gguf = llama.python(), llama.gguf()
     if chosen.llama_python is not None:
         servers.append(llama_cpp(chosen.llama_python, chosen.gguf))
     for given in chosen.url:

@@ -169,8 +169,19 @@ class Server(ApiModel):
     """Most sequences in one batch."""
     max_queue: Annotated[int, Field(ge=0, le=100_000)] | None = None
     """Most requests that wait for a place in the batch. One more is answered with 429."""
+    max_queue_tokens: Annotated[int, Field(ge=1, le=2_147_483_648)] | None = None
+    """Most tokens that wait, prompts and longest outputs together, where the model generates. More
+    are answered with 429."""
+    max_body_bytes: Annotated[int, Field(ge=1024, le=1_073_741_824)] | None = None
+    """Largest body of a request. A larger one is answered with 413."""
     request_timeout_seconds: Annotated[int, Field(ge=1, le=86_400)] | None = None
     """Longest time a request may take, waiting included."""
+    receive_timeout_seconds: Annotated[int, Field(ge=1, le=3600)] | None = None
+    """Time that a client has to send a request's head, and then its body."""
+    step_timeout_seconds: Annotated[int, Field(ge=1, le=86_400)] | None = None
+    """A forward pass that takes longer is taken to hang, and the liveness probe fails."""
+    stream_comment_seconds: Annotated[int, Field(ge=1, le=3600)] | None = None
+    """Silence in a stream after which a comment fills it, for proxies that close what is idle."""
     drain_seconds: Annotated[int, Field(ge=0, le=3600)] = 30
     """Time that running requests get to finish when a pod stops."""
     api_key_secret: SecretKey | None = None
@@ -178,6 +189,8 @@ class Server(ApiModel):
     A changed Secret is taken up without a restart."""
     log_level: Literal["debug", "info", "warning", "error"] | None = None
     """Least severe log messages that the server writes."""
+    log_format: Literal["auto", "json", "text"] | None = None
+    """Form of the log messages. auto writes JSON in a pod."""
     env: Annotated[
         tuple[EnvVar, ...],
         Field(

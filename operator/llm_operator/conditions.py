@@ -8,6 +8,7 @@ are there only while true, so that kstatus, `helm --wait` and Flux read the obje
 `Accelerated` is there with target gpu, `Autoscaled` with autoscaling.
 """
 
+import datetime as dt
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,11 @@ ACCELERATED = "Accelerated"
 AUTOSCALED = "Autoscaled"
 
 _MESSAGE_LIMIT = 1024
+_SETTLING_REASONS = frozenset({"InvalidSelector", "AmbiguousSelector"})
+"""What a HorizontalPodAutoscaler says when it looks before the status has the pods' selector, or
+while the one before it is not yet gone."""
+_SETTLING = dt.timedelta(seconds=20)
+"""Until when it has looked again: every 15 seconds, and stamps are whole seconds."""
 _POD_NAME = re.compile(r'^pods "[^"]*" is')
 
 
@@ -242,7 +248,7 @@ def _conditions(cr: LLMDeployment, observed: Observed, now: str) -> list[Status]
     if verdict.stalled:
         reason = verdict.stalled_reason or verdict.reason
         aspects.append(_Aspect(STALLED, "True", reason, verdict.message))
-    aspects += [_accelerated(observed), _autoscaled(cr, observed)]
+    aspects += [_accelerated(observed), _autoscaled(cr, observed, now)]
     before = {each.type: each for each in cr.status.conditions}
     return [
         {
@@ -288,19 +294,37 @@ def _accelerated(observed: Observed) -> _Aspect | None:
     return _Aspect(ACCELERATED, "True", reasons.GPU_IN_USE, f"the server runs on {name}")
 
 
-def _autoscaled(cr: LLMDeployment, observed: Observed) -> _Aspect | None:
+def _autoscaled(cr: LLMDeployment, observed: Observed, now: str) -> _Aspect | None:
     """Whether the autoscaler can do its work, in its own words."""
     if cr.spec.autoscaling is None or cr.spec.suspend:
         return None
-    autoscaler = observed.autoscaler or {}
-    said = condition(autoscaler.get("status", {}), "ScalingActive") or condition(
-        autoscaler.get("status", {}), READY
-    )
+    said = _said_by(observed.autoscaler)
     if said is None:
         message = "the autoscaler has not said anything yet"
         return _Aspect(AUTOSCALED, "Unknown", reasons.NOT_REPORTED, message)
+    if settles_in(observed.autoscaler, now=now):
+        message = "the autoscaler has not found the pods yet"
+        return _Aspect(AUTOSCALED, "Unknown", reasons.NOT_REPORTED, message)
     reason = said.get("reason") or reasons.NOT_REPORTED
     return _Aspect(AUTOSCALED, said["status"], reason, said.get("message", ""))
+
+
+def settles_in(autoscaler: Body | None, *, now: str) -> float:
+    """Seconds until what the autoscaler says counts; 0 if it does.
+
+    What it says at its first look of pods that it cannot tell from others, the second mends.
+    """
+    said = _said_by(autoscaler) or {}
+    since = said.get("lastTransitionTime")
+    if said.get("reason") not in _SETTLING_REASONS or not since:
+        return 0.0
+    age = dt.datetime.fromisoformat(now) - dt.datetime.fromisoformat(since)
+    return max(0.0, (_SETTLING - age).total_seconds())
+
+
+def _said_by(autoscaler: Body | None) -> Body | None:
+    status_ = (autoscaler or {}).get("status", {})
+    return condition(status_, "ScalingActive") or condition(status_, READY)
 
 
 def _short(message: str) -> str:

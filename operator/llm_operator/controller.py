@@ -137,7 +137,10 @@ class Controller:
         await self._report(body, cr, replace(observed, problem=problem))
         if problem and not problem.final:
             raise Retry(f"{problem.reason}: {problem.message}")
-        return min((_listen_in(pod) for pod in found if _told_by_events(pod)), default=None)
+        waits = [_listen_in(pod) for pod in found if _told_by_events(pod)]
+        # An autoscaler that says the same at its next look is not heard of again.
+        settles = conditions.settles_in(observed.autoscaler, now=_now())
+        return min([*waits, *filter(None, [settles])], default=None)
 
     def _forget(self, key: Key) -> None:
         self._inspection.keep(key, ())
@@ -294,13 +297,23 @@ class Controller:
         pod = ready[-1]
         known = before.get("coldStart", {}).get("pod") == pod.name
         if known and "device" in before:
-            return before["device"], before["coldStart"]
+            return self._device(key, pod, before["device"]), before["coldStart"]
         findings = self._inspection.of(key, pod)
         if known and findings.report is None:
             return None, before["coldStart"]
         device = findings.report.device if findings.report else None
         cold_start = coldstart.cold_start(pod, findings.report, findings.pull)
         return device, coldstart.completed(before["coldStart"], cold_start) if known else cold_start
+
+    def _device(self, key: Key, pod: Pod, before: Mapping[str, Any]) -> Mapping[str, Any] | None:
+        """What a pod's server runs on, if a run of it once said `before`."""
+        if not pod.restarts:
+            return before
+        # Nobody may have been there to see the restart.
+        findings = self._inspection.of(key, pod)
+        if findings.report:
+            return findings.report.device
+        return before if findings.asking else None
 
     def _count(self, cr: LLMDeployment, before: Body, status: Body) -> None:
         """Count a cold start once for each pod."""

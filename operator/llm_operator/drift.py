@@ -2,7 +2,7 @@
 
 Fields that others set beside ours are theirs, as in server-side apply: `kubectl rollout restart`
 works. Not in selectors and in the rules of a NetworkPolicy, where one word more means something
-else. Knows how the API server rewrites what it is given: quantities, and empty strings left out.
+else. Knows how the API server rewrites what it is given: quantities; what says nothing is left out.
 """
 
 from collections.abc import Mapping
@@ -38,7 +38,7 @@ def matches(wanted: object, live: object, *, exact: bool = False) -> bool:
 
 def _field_matches(name: str, wanted: object, live: object, *, exact: bool) -> bool:
     if live is None:
-        return wanted in ("", [], {}, False)  # what the API server leaves out
+        return wanted in (None, "", [], {}, False)  # what the API server leaves out
     if name in _QUANTITY_FIELDS and isinstance(wanted, Mapping) and isinstance(live, Mapping):
         return _quantities_match(wanted, live)
     return matches(wanted, live, exact=exact or name in _EXACT_FIELDS)

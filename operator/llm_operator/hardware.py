@@ -108,7 +108,7 @@ def fits(spec: LLMDeploymentSpec, gpu: Gpu, node: NodeFacts) -> bool:
         node.schedulable
         and offered >= gpu.count
         and all(node.labels.get(key) == value for key, value in (spec.node_selector or {}).items())
-        and _matches_affinity(affinity or {}, node.labels)
+        and _matches_affinity(affinity or {}, node)
         and all(
             any(_tolerates(toleration, taint) for toleration in tolerations)
             for taint in node.taints
@@ -127,14 +127,21 @@ def _tolerates(toleration: Toleration, taint: Taint) -> bool:
     return toleration.key is not None and (toleration.value or "") == taint.get("value", "")
 
 
-def _matches_affinity(node_affinity: Mapping[str, Any], labels: Mapping[str, str]) -> bool:
-    """Whether `labels` satisfy the required terms. Terms on fields are left to the scheduler."""
+def _matches_affinity(node_affinity: Mapping[str, Any], node: NodeFacts) -> bool:
+    """Whether `node` satisfies one of the required terms."""
     required = node_affinity.get("requiredDuringSchedulingIgnoredDuringExecution")
     if not required:
         return True
-    return any(
-        all(_meets(requirement, labels) for requirement in term.get("matchExpressions", ()))
-        for term in required.get("nodeSelectorTerms", ())
+    return any(_meets_term(term, node) for term in required.get("nodeSelectorTerms", ()))
+
+
+def _meets_term(term: Mapping[str, Any], node: NodeFacts) -> bool:
+    """Whether `node` meets all that `term` says. One that says nothing fits no node."""
+    labels, fields = term.get("matchExpressions") or (), term.get("matchFields") or ()
+    if not (labels or fields):
+        return False
+    return all(_meets(each, node.labels) for each in labels) and all(
+        _meets(each, {"metadata.name": node.name}) for each in fields
     )
 
 

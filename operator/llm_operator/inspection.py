@@ -49,6 +49,8 @@ class Findings:
     events_at: float = field(default=float("-inf"))
     asked: str | None = None
     """When the server started that was asked."""
+    asking: bool = False
+    """Whether its answer may still come."""
 
 
 class Inspection:
@@ -83,7 +85,7 @@ class Inspection:
         findings = self._entry(key, pod)
         started = pod.started or ""
         if findings.asked != started and pod.address:
-            findings.asked, findings.report = started, None
+            findings.asked, findings.report, findings.asking = started, None, True
             self._spawn(self._ask(key, pod, pod.address, findings))
         return findings
 
@@ -123,9 +125,13 @@ class Inspection:
                 logger.debug("%s/%s: not found out about pod %s: %s", *key, pod.name, error)
                 continue
             if findings.asked == (pod.started or ""):
-                findings.report, findings.pull = report, pull
+                findings.report, findings.pull, findings.asking = report, pull, False
                 self._add(key)
             return
+        if findings.asked == (pod.started or ""):
+            findings.asking = False
+            if pod.restarts:
+                self._add(key)  # what an earlier run of the server said holds no longer
 
     async def _report(self, address: str) -> Report:
         if self._session is None:

@@ -105,6 +105,8 @@ class Pod:
     revision: str = ""
     """Which of the Deployment's templates it was made from, also if only somebody's annotation
     tells them apart, as after `kubectl rollout restart`."""
+    restarts: int = 0
+    """How often its server was started anew."""
 
     @classmethod
     def of(cls, body: Body) -> Self:
@@ -132,6 +134,7 @@ class Pod:
             node=body.get("spec", {}).get("nodeName"),
             devices=_devices(body),
             revision=metadata.get("labels", {}).get(names.REVISION_LABEL, ""),
+            restarts=server.get("restartCount", 0),
         )
 
 

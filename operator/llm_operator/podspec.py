@@ -111,9 +111,10 @@ class Affinity(ApiModel):
     node_affinity: AsNodeAffinity | None = None
     """Rules about labels of nodes, as in a pod. Requirements from gpu are added to each term."""
     pod_affinity: AsPodAffinity | None = None
-    """Rules about pods of the namespace to be near to, as in a pod."""
+    """Rules about pods to be near to, all that a pod can say. Checked when the Deployment is
+    written: the condition Ready tells what is wrong."""
     pod_anti_affinity: AsPodAffinity | None = None
-    """Rules about pods of the namespace to be apart from, as in a pod."""
+    """Rules about pods to be apart from, in the same way."""
 
 
 class TopologySpreadConstraint(ApiModel):

@@ -176,9 +176,15 @@ def _env(spec: LLMDeploymentSpec, found: Files) -> list[Manifest]:
         "LLM_MAX_LENGTH": model.max_length,
         "LLM_MAX_CONCURRENCY": server.max_concurrency,
         "LLM_MAX_QUEUE": server.max_queue,
+        "LLM_MAX_QUEUE_TOKENS": server.max_queue_tokens,
+        "LLM_MAX_BODY_BYTES": server.max_body_bytes,
         "LLM_REQUEST_TIMEOUT_SECONDS": server.request_timeout_seconds,
+        "LLM_RECEIVE_TIMEOUT_SECONDS": server.receive_timeout_seconds,
+        "LLM_STEP_TIMEOUT_SECONDS": server.step_timeout_seconds,
+        "LLM_STREAM_COMMENT_SECONDS": server.stream_comment_seconds,
         "LLM_DRAIN_SECONDS": server.drain_seconds,
         "LLM_LOG_LEVEL": server.log_level,
+        "LLM_LOG_FORMAT": server.log_format,
     }
     env: list[Manifest] = [
         {"name": name, "value": str(value)} for name, value in values.items() if value is not None

@@ -3,6 +3,10 @@
 The models give such parts a schema, so that `kubectl apply` refuses what the Deployment or the
 NetworkPolicy would refuse later. Inside the operator they stay plain objects: nothing is lost or
 added on the way. Knows their fields and rules. Does not know where they end up.
+
+Affinity to pods has no schema: nobody reads it here, and twice its four selectors would be a sixth
+of the CRD. It is kept whole, whatever the version of Kubernetes has in it, and the API server
+checks it when the Deployment is written: what it refuses is told in the status.
 """
 
 from typing import Annotated, Any, Literal
@@ -14,6 +18,7 @@ from llm_operator.fields import (
     ApiModel,
     LabelKey,
     LabelValue,
+    ObjectName,
     rules,
 )
 from llm_operator.schema import structural
@@ -80,11 +85,24 @@ class NodeRequirement(ApiModel):
     """Values of the label."""
 
 
+class NodeNameRequirement(ApiModel):
+    """A requirement on the name of a node."""
+
+    key: Literal["metadata.name"]
+    """Field of the node: its name."""
+    operator: Literal["In", "NotIn"]
+    """How it compares."""
+    values: Annotated[tuple[ObjectName, ...], Field(min_length=1, max_length=1)]
+    """The name."""
+
+
 class NodeTerm(ApiModel):
     """A node fits if it meets all requirements. A term without any fits no node."""
 
     match_expressions: Annotated[tuple[NodeRequirement, ...], Field(max_length=16)] | None = None
     """Requirements on labels."""
+    match_fields: Annotated[tuple[NodeNameRequirement, ...], Field(max_length=16)] | None = None
+    """Requirements on the name."""
 
 
 class RequiredNodes(ApiModel):
@@ -115,37 +133,6 @@ class NodeAffinity(ApiModel):
         Annotated[tuple[PreferredNodes, ...], Field(max_length=8)] | None
     ) = None
     """Nodes that are better than others."""
-
-
-class PodTerm(ApiModel):
-    """Some pods, and the domain in which to be near to or apart from them."""
-
-    topology_key: LabelKey
-    """Node label whose values are the domains."""
-    label_selector: LabelSelector | None = None
-    """Pods of the same namespace, by their labels. None if not set."""
-
-
-class WeightedPodTerm(ApiModel):
-    """A wish about other pods."""
-
-    weight: Weight
-    """How much it counts."""
-    pod_affinity_term: PodTerm
-    """Which pods, in which domain."""
-
-
-class PodAffinity(ApiModel):
-    """Rules about other pods."""
-
-    required_during_scheduling_ignored_during_execution: (
-        Annotated[tuple[PodTerm, ...], Field(max_length=8)] | None
-    ) = None
-    """What must be met."""
-    preferred_during_scheduling_ignored_during_execution: (
-        Annotated[tuple[WeightedPodTerm, ...], Field(max_length=8)] | None
-    ) = None
-    """What is better met."""
 
 
 class IpBlock(ApiModel):
@@ -240,5 +227,8 @@ class EgressRule(ApiModel):
 AsPeer = Annotated[dict[str, Any], as_written(Peer)]
 AsEgressRule = Annotated[dict[str, Any], as_written(EgressRule)]
 AsNodeAffinity = Annotated[dict[str, Any], as_written(NodeAffinity)]
-AsPodAffinity = Annotated[dict[str, Any], as_written(PodAffinity)]
+AsPodAffinity = Annotated[
+    dict[str, Any],
+    WithJsonSchema({"type": "object", "x-kubernetes-preserve-unknown-fields": True}),
+]
 AsLabelSelector = Annotated[dict[str, Any], as_written(LabelSelector)]

@@ -47,7 +47,29 @@ _QUERIED = {
     "serverAddress": "http://prometheus.monitoring:9090",
     "query": "sum(a)",
 }
+# What has no schema.
+_SELECTED = {
+    "topologyKey": "topology.kubernetes.io/zone",
+    "labelSelector": {"matchExpressions": [{"key": "app", "operator": "In", "values": ["a"]}]},
+}
+NEAR = {
+    "preferredDuringSchedulingIgnoredDuringExecution": [
+        {"weight": 5, "podAffinityTerm": _SELECTED | {"namespaces": ["a", "b"]}}
+    ]
+}
+APART = {
+    "requiredDuringSchedulingIgnoredDuringExecution": [
+        _SELECTED
+        | {
+            "namespaceSelector": {},
+            "matchLabelKeys": ["pod-template-hash"],
+            "mismatchLabelKeys": ["team"],
+        }
+    ]
+}
 TOGETHER: dict[str, tuple[Schema, ...]] = {
+    "podAffinity": (NEAR, APART),
+    "podAntiAffinity": (NEAR, APART),
     "autoscaling": (
         {"maxReplicas": 3, "metric": {"type": "waitingRequests", "target": 4}},
         {"maxReplicas": 3, "minReplicas": 0, "metric": _QUERIED},

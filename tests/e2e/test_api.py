@@ -69,7 +69,15 @@ def peer(**members: Any) -> dict[str, Any]:
 
 
 def nodes(**requirement: Any) -> dict[str, Any]:
-    term = {"matchExpressions": [{"key": "a", **requirement}]}
+    return node_term(matchExpressions=[{"key": "a", **requirement}])
+
+
+def node_fields(**requirement: Any) -> dict[str, Any]:
+    name = {"key": "metadata.name", "operator": "In", "values": ["a"]}
+    return node_term(matchFields=[name | requirement])
+
+
+def node_term(**term: Any) -> dict[str, Any]:
     required = {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [term]}}
     return {"affinity": {"nodeAffinity": required}}
 
@@ -362,9 +370,15 @@ REFUSED = {
         "must be of type string",
     ),
     "typing error deep inside": (
-        {"affinity": {"podAntiAffinity": {"requiredDuringScheduling": []}}},
-        'unknown field "spec.affinity.podAntiAffinity.requiredDuringScheduling"',
+        {"affinity": {"nodeAffinity": {"requiredDuringScheduling": []}}},
+        'unknown field "spec.affinity.nodeAffinity.requiredDuringScheduling"',
     ),
+    "node by another field": (
+        node_fields(key="spec.unschedulable"),
+        'matchFields[0].key: Unsupported value: "spec.unschedulable"',
+    ),
+    "node that is none": (node_fields(values=["a b"]), "matchFields[0].values[0]"),
+    "two names of one node": (node_fields(values=["a", "b"]), "must have at most 1 item"),
 }
 NAME = "at most 63 lower-case letters"
 
@@ -474,6 +488,10 @@ ACCEPTED = {
         ]
     },
     "more memory than": nodes(operator="Gt", values=["40000"]),
+    "any node but one": node_fields(operator="NotIn"),
+    "all that a pod can say of others": {
+        "affinity": {"podAffinity": specs.NEAR, "podAntiAffinity": specs.APART}
+    },
     "everybody here": peer(podSelector={}),
     "everybody there": peer(podSelector={}, namespaceSelector={}),
     "a network but for a part": peer(ipBlock={"cidr": "::/0", "except": ["fe80::/10"]}),

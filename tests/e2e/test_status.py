@@ -24,6 +24,7 @@ from tests.e2e.harness import (
     KIND,
     MODEL,
     ON_FAKE_NODES,
+    CommandError,
     Kubectl,
     condition,
     eventually,
@@ -36,6 +37,9 @@ NO_SUCH_IMAGE = "localhost:1/no-such-image:v1"
 RESOURCE = "example.com/accelerator"
 """A resource that no node has."""
 QUOTED_RESOURCE = "example.com/rationed"
+REFUSED_LABEL = "example.com/refused"
+"""A label of pods that a policy refuses."""
+BINDING = "requiredDuringSchedulingIgnoredDuringExecution"
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,11 @@ TROUBLES = {
         "QuotaExceeded",
         ("exceeded quota: rationed", f"requests.{QUOTED_RESOURCE}=1"),
     ),
+    "against-policy": Trouble(
+        {"podLabels": {REFUSED_LABEL: "true"}},
+        "PodCreationFailed",
+        ("pods are forbidden: ValidatingAdmissionPolicy", f"no pod is {REFUSED_LABEL}"),
+    ),
     "no-image": Trouble(
         {"image": {"cpu": NO_SUCH_IMAGE}},
         "ImagePullFailed",
@@ -125,6 +134,18 @@ TROUBLES = {
         {"hardwareProfile": "nonesuch"},
         "InvalidSpec",
         ("hardwareProfile", "no profile nonesuch"),
+        stalled=True,
+    ),
+    "unknown-affinity": Trouble(
+        {"affinity": {"podAntiAffinity": {"requiredDuringScheduling": []}}},
+        "InvalidSpec",
+        ("podAntiAffinity.requiredDuringScheduling", "field not declared in schema"),
+        stalled=True,
+    ),
+    "wrong-affinity": Trouble(
+        {"affinity": {"podAntiAffinity": {BINDING: [{"labelSelector": {}}]}}},
+        "InvalidSpec",
+        (f"affinity.podAntiAffinity.{BINDING}[0].topologyKey", "Required value"),
         stalled=True,
     ),
     "one-node-claim": Trouble(
@@ -252,6 +273,64 @@ QUOTA = {
 }
 
 
+def policy(name: str) -> list[Json]:
+    """A ValidatingAdmissionPolicy that refuses some pods of the namespace of this name."""
+    of_group = {"apiVersion": "admissionregistration.k8s.io/v1", "metadata": {"name": name}}
+    pods = {"apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE"]}
+    validation = {
+        "expression": "!has(object.metadata.labels)"
+        f" || !('{REFUSED_LABEL}' in object.metadata.labels)",
+        "message": f"no pod is {REFUSED_LABEL}",
+    }
+    here = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": name}}}
+    return [
+        of_group
+        | {
+            "kind": "ValidatingAdmissionPolicy",
+            "spec": {
+                "failurePolicy": "Fail",
+                "matchConstraints": {"resourceRules": [pods | {"resources": ["pods"]}]},
+                "validations": [validation],
+            },
+        },
+        of_group
+        | {
+            "kind": "ValidatingAdmissionPolicyBinding",
+            "spec": {"policyName": name, "validationActions": ["Deny"], "matchResources": here},
+        },
+    ]
+
+
+def refuse_pods(kubectl: Kubectl) -> None:
+    """Make the policy, and wait until it holds."""
+    kubectl.apply(*policy(kubectl.namespace))
+    container = {
+        "name": "tried",
+        "image": NO_SUCH_IMAGE,
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "capabilities": {"drop": ["ALL"]},
+            "runAsNonRoot": True,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+    }
+    pod = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": "tried", "labels": {REFUSED_LABEL: "true"}},
+        "spec": {"containers": [container]},
+    }
+
+    def refused() -> bool:
+        try:
+            kubectl("create", "--dry-run=server", "-f", "-", stdin=json.dumps(pod))
+        except CommandError as error:
+            return "ValidatingAdmissionPolicy" in str(error)
+        return False
+
+    eventually(refused, within=60)
+
+
 @pytest.fixture(scope="module")
 def broken_model() -> Iterator[Path]:
     """A folder with a model whose weights end early, readable for pods."""
@@ -279,6 +358,7 @@ def lab(
         kubectl("create", "-f", "-", stdin=json.dumps(listed))
         try:
             lose(kubectl, nodes[1])
+            refuse_pods(kubectl)
             kubectl.apply(
                 QUOTA,
                 secret("empty", keys=""),
@@ -299,6 +379,8 @@ def lab(
             kubectl("delete", "persistentvolume", "-l", f"made-for={namespace}", "--wait=false")
             kubectl("delete", "pods", "--all", "--force", "--grace-period=0")
             kubectl("delete", "node", *nodes)
+            for kind in ("validatingadmissionpolicybinding", "validatingadmissionpolicy"):
+                kubectl("delete", kind, namespace, "--ignore-not-found")
 
 
 def lose(kubectl: Kubectl, node: str) -> None:

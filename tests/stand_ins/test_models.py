@@ -49,6 +49,19 @@ def test_smollm2_is_plain_bf16_safetensors(smollm2):
     assert (smollm2 / "chat_template.jinja").read_text().startswith("{% for message in messages")
 
 
+def test_the_quantised_file_is_there_as_its_package_ships_it(monkeypatch):
+    file = models.gguf(models.SMOLLM2)
+    with file.open("rb") as opened:
+        assert opened.read(4) == b"GGUF"
+    assert file.stat().st_size > 80_000_000
+
+    def fetch(*_):
+        pytest.fail("the cache has it")
+
+    monkeypatch.setattr(models.packages, "download", fetch)
+    assert models.gguf(models.SMOLLM2) == file
+
+
 ASK = """
 import sys
 from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -9,10 +9,8 @@ import math
 from collections import OrderedDict, deque
 
 from llm_inference.engine.interface import Capacity, EngineFullError
+from llm_inference.engine.pace import Rate
 from llm_inference.engine.sequence import RunningSequence
-
-_LONGEST_RETRY = 300
-_SMOOTHING = 1 / 8
 
 
 class Admission:
@@ -32,7 +30,7 @@ class Admission:
         self._queues: OrderedDict[str, deque[RunningSequence]] = OrderedDict()
         self._number = 0
         self._tokens = 0
-        self._sequence_seconds: float | None = None
+        self._rate = Rate(self._places)
 
     def __len__(self) -> int:
         return self._number
@@ -50,11 +48,11 @@ class Admission:
         tokens = sum(map(_tokens, sequences))
         together = occupied + self._number + len(sequences)
         if together > self._limit:
-            raise EngineFullError(self._retry_after(together - self._limit))
+            raise EngineFullError(self._rate.retry_after(together - self._limit))
         excess = self._tokens + tokens - self._token_limit
         if excess > 0 and together > self._places:
             places = max(1, math.ceil(excess * self._number / max(1, self._tokens)))
-            raise EngineFullError(self._retry_after(places), "max_num_queued_tokens")
+            raise EngineFullError(self._rate.retry_after(places), "max_num_queued_tokens")
         self._queues.setdefault(sequences[0].client, deque()).extend(sequences)
         self._number += len(sequences)
         self._tokens += tokens
@@ -87,20 +85,13 @@ class Admission:
 
     def note_finished(self, seconds: float) -> None:
         """A sequence finished after so many seconds in the batch."""
-        if self._sequence_seconds is None:
-            self._sequence_seconds = seconds
-        self._sequence_seconds += (seconds - self._sequence_seconds) * _SMOOTHING
+        self._rate.note(seconds / self._places)
 
     def _forget(self, sequence: RunningSequence, queue: deque[RunningSequence]) -> None:
         if not queue:
             del self._queues[sequence.client]
         self._number -= 1
         self._tokens -= _tokens(sequence)
-
-    def _retry_after(self, places: int) -> int:
-        """Whole seconds until so many sequences have finished, at the rate they lately did."""
-        per_second = self._places / max(self._sequence_seconds or 1.0, 1e-3)
-        return max(1, min(_LONGEST_RETRY, math.ceil(places / per_second)))
 
 
 def queue_tokens(capacity: Capacity) -> int:

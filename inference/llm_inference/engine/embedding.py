@@ -29,6 +29,7 @@ from llm_inference.engine.interface import (
     Observer,
     TextInput,
 )
+from llm_inference.engine.pace import Rate
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -184,6 +185,7 @@ class PoolingEngine(EmbeddingEngine):
         self._wake = threading.Condition()
         self._waiting: deque[_Job] = deque()
         self._running = 0
+        self._rate = Rate(capacity.max_concurrency)
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
@@ -220,9 +222,10 @@ class PoolingEngine(EmbeddingEngine):
         with self._wake:
             if self._closing or not self.alive:
                 raise EngineClosedError("The engine serves no more requests.")
+            excess = len(self._waiting) + len(jobs) - self.capacity.max_queue
             # Nobody waits: a request of more texts than may wait would else never be served.
-            if self._waiting and len(self._waiting) + len(jobs) > self.capacity.max_queue:
-                raise EngineFullError(retry_after=1)
+            if self._waiting and excess > 0:
+                raise EngineFullError(self._retry_after(excess))
             self._waiting.extend(jobs)
             self._wake.notify()
         try:
@@ -238,6 +241,12 @@ class PoolingEngine(EmbeddingEngine):
             self._wake.notify()
         await asyncio.to_thread(self._thread.join)
 
+    def _retry_after(self, excess: int) -> int:
+        """Whole seconds until so many texts, or all, wait no longer: a batch takes many at once."""
+        leave = min(excess, len(self._waiting))
+        ended_first = self._running + max(0, leave - self.capacity.max_concurrency)
+        return self._rate.retry_after(ended_first)
+
     def _drop(self, jobs: Sequence[_Job]) -> None:
         with self._wake:
             for job in jobs:
@@ -247,10 +256,12 @@ class PoolingEngine(EmbeddingEngine):
 
     def _run(self) -> None:
         while batch := self._next_batch():
-            self._step_since = time.monotonic()
+            self._step_since = began = time.monotonic()
             self._serve(batch)
             self._step_since = None
-            self._running = 0
+            with self._wake:
+                self._running = 0
+                self._rate.note((time.monotonic() - began) / len(batch))
         with self._wake:
             waiting, self._closing = list(self._waiting), True
             self._waiting.clear()

@@ -1,12 +1,17 @@
-"""How many prompt tokens may go into a step without keeping running sequences waiting too long.
+"""What follows from how long things took: how much a step may read, and when to come again.
 
-Knows how long steps took. A chunk of a prompt may cost as much as two decode steps, so that a
-running sequence's next token comes after at most three times its usual while.
+Knows how long steps and requests took. A chunk of a prompt may cost as much as two decode steps, so
+that a running sequence's next token comes after at most three times its usual while. Who finds no
+room comes again when enough of the others should have ended.
 """
+
+import math
 
 _DECODES = 2.0
 LEAST = 64
 _SMOOTHING = 1 / 4
+_RATE_SMOOTHING = 1 / 8
+_LONGEST_RETRY = 300
 
 
 class Pace:
@@ -47,5 +52,26 @@ class Pace:
         self._token_seconds = _smooth(self._token_seconds, seconds / prompt_tokens)
 
 
-def _smooth(before: float | None, now: float) -> float:
-    return now if before is None else before + (now - before) * _SMOOTHING
+class Rate:
+    """How fast sequences or texts finish lately, all places of the batch together.
+
+    Args:
+        places: of the batch. Until anything finished, each is taken to be free again in a second.
+    """
+
+    def __init__(self, places: int) -> None:
+        self._unmeasured = 1.0 / places
+        self._seconds: float | None = None
+
+    def note(self, seconds: float) -> None:
+        """One more finished, of those that take so many seconds each."""
+        self._seconds = _smooth(self._seconds, seconds, _RATE_SMOOTHING)
+
+    def retry_after(self, number: int) -> int:
+        """Whole seconds until so many have finished, at least 1 and at most 300."""
+        each = self._unmeasured if self._seconds is None else self._seconds
+        return max(1, min(_LONGEST_RETRY, math.ceil(number * each)))
+
+
+def _smooth(before: float | None, now: float, share: float = _SMOOTHING) -> float:
+    return now if before is None else before + (now - before) * share

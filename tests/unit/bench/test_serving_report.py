@@ -151,6 +151,9 @@ def test_the_real_page_has_a_place_for_a_run():
         (["--servers", "vllm"], "no server vllm"),
         (["--servers", ""], "no server is named"),
         (["--llama-python", "/bin/python"], "go together"),
+        (["--llama", "--as-is"], "installs its own"),
+        (["--llama", "--model", "other/model"], "installs its own"),
+        (["--llama", "--llama-python", "a", "--gguf", "b"], "installs its own"),
         (["--url", "http://127.0.0.1:1"], "is meant"),
     ],
 )

@@ -1,13 +1,18 @@
 """Pooling as sentence-transformers does it, with a small encoder of random weights."""
 
+import asyncio
 import json
+import threading
+import time
+from types import SimpleNamespace
 
 import pytest
 import torch
 from transformers import BertConfig, BertModel
 
 from llm_inference.engine.directory import ModelLoadError
-from llm_inference.engine.embedding import Pooling, encode, read_pooling
+from llm_inference.engine.embedding import Pooling, PoolingEngine, encode, read_pooling
+from llm_inference.engine.interface import Capacity, EngineFullError
 from llm_inference.routes.embeddings import _shortened
 
 TEXTS = [[5, 6, 7, 8], [9], [10, 11, 12, 13, 14, 15, 16]]
@@ -105,3 +110,77 @@ def test_a_shorter_vector_is_one_long():
     assert _shortened([3.0, 4.0, 12.0], 2) == [0.6, 0.8]
     assert _shortened([3.0, 4.0], None) == [3.0, 4.0]
     assert _shortened([0.0, 0.0, 1.0], 2) == [0.0, 0.0]
+
+
+CAPACITY = Capacity(max_length=16, max_concurrency=4, max_queue=6, vocabulary=40)
+
+
+class Observing:
+    """Hears of steps, and lets none begin before it is told to."""
+
+    def __init__(self):
+        self.go_on = threading.Event()
+        self.busy = threading.Event()
+
+    def hold(self, *_):
+        self.busy.set()
+        assert self.go_on.wait(60)
+
+    def step(self, *_, **__):
+        pass
+
+
+@pytest.fixture
+async def held(model):
+    """An engine that encodes as soon as its observer lets it, and that observer."""
+    observer = Observing()
+    hook = model.register_forward_pre_hook(observer.hold)
+    engine = PoolingEngine(
+        model=model, codec=None, pooling=Pooling(), pad=0, capacity=CAPACITY, observer=observer
+    )
+    yield engine, observer
+    observer.go_on.set()
+    await engine.close()
+    hook.remove()
+
+
+async def until(holds):
+    for _ in range(60_000):
+        if holds():
+            return
+        await asyncio.sleep(0.001)
+    pytest.fail("it does not come to that")
+
+
+@pytest.mark.parametrize(
+    ("texts", "ended_first"),
+    [
+        (1, 1),  # the batch that runs: the next takes four from the queue
+        (4, 1),
+        (6, 3),
+        (50, 3),  # no more than wait
+    ],
+)
+async def test_a_full_queue_says_when_there_should_be_room(held, texts, ended_first):
+    engine, observer = held
+    requests = [asyncio.create_task(engine.embed([[5, 6]]))]
+    await until(observer.busy.is_set)
+    requests += [asyncio.create_task(engine.embed([[5, 6]])) for _ in range(CAPACITY.max_queue)]
+    await until(lambda: engine.load().waiting == CAPACITY.max_queue)
+    engine._rate.note(10)
+    with pytest.raises(EngineFullError) as refusal:
+        await engine.embed([[5, 6]] * texts)
+    assert refusal.value.retry_after == 10 * ended_first
+    observer.go_on.set()
+    assert all(len(each.vectors) == 1 for each in await asyncio.gather(*requests))
+
+
+async def test_each_batch_tells_what_one_text_takes(held):
+    engine, observer = held
+    noted, began = [], time.monotonic()
+    engine._rate = SimpleNamespace(note=noted.append)
+    observer.go_on.set()
+    await engine.embed([[5, 6]] * 3)
+    await engine.close()
+    assert len(noted) == 1
+    assert 0 < noted[0] * 3 <= time.monotonic() - began

@@ -1,8 +1,8 @@
-"""How many prompt tokens go into a step."""
+"""How many prompt tokens go into a step, and when who finds no room may come again."""
 
 import pytest
 
-from llm_inference.engine.pace import Pace
+from llm_inference.engine.pace import Pace, Rate
 
 
 def paced(chunk, decode, token):
@@ -43,3 +43,24 @@ def test_prompts_alone_say_what_a_token_costs():
     pace.note(0.05, prompt_tokens=0, decoded=True)
     pace.note(0.256, prompt_tokens=256, decoded=False)
     assert pace.budget(decoding=True) == 64
+
+
+@pytest.mark.parametrize(
+    ("seconds", "number", "expected"),
+    [(0.01, 0, 1), (0.01, 30, 1), (0.5, 3, 2), (0.5, 40, 20), (60, 40, 300)],
+)
+def test_when_to_come_again_follows_what_each_takes(seconds, number, expected):
+    rate = Rate(places=4)
+    rate.note(seconds)
+    assert rate.retry_after(number) == expected
+
+
+def test_a_rate_follows_what_happens_lately():
+    rate = Rate(places=4)
+    for seconds in [10.0, *[1.0] * 50]:
+        rate.note(seconds)
+    assert rate.retry_after(10) == 11  # ceil of a little more than 10
+
+
+def test_before_anything_finished_each_place_is_taken_to_be_free_in_a_second():
+    assert Rate(places=4).retry_after(10) == 3

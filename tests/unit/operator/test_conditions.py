@@ -52,6 +52,12 @@ def deployment(*, observed=1, **conditions):
 
 FAILED_CREATE = {"status": "True", "reason": "FailedCreate", "message": QUOTA}
 FORBIDDEN = FAILED_CREATE | {"message": "violates PodSecurity"}
+LIMITED = FAILED_CREATE | {
+    "message": 'pods "m-5d8f-x7k2l" is forbidden: maximum cpu usage per Container is 1'
+}
+POLICED = FAILED_CREATE | {
+    "message": 'admission webhook "policy.example" denied the request: no team is named'
+}
 STUCK = {"status": "False", "reason": "ProgressDeadlineExceeded"}
 READY = pod(ready=True)
 OLD = pod(template="old", ready=True, name="old")
@@ -150,6 +156,36 @@ TABLE = {
     "pods refused": Row(
         OFF, "PodCreationFailed", RECONCILING, deployment=deployment(ReplicaFailure=FORBIDDEN)
     ),
+    "pods above a limit range": Row(
+        OFF,
+        "PodCreationFailed",
+        RECONCILING,
+        pods=(OLD,),
+        deployment=deployment(ReplicaFailure=LIMITED),
+        says="pods are forbidden: maximum cpu usage per Container is 1; 1 pod of the previous",
+    ),
+    "pods against a policy": Row(
+        OFF,
+        "PodCreationFailed",
+        RECONCILING,
+        deployment=deployment(ReplicaFailure=POLICED),
+        says='admission webhook "policy.example" denied the request: no team is named',
+    ),
+    "further pods refused": Row(
+        ON,
+        "ModelServing",
+        RECONCILING,
+        replicas=2,
+        pods=(READY,),
+        deployment=deployment(ReplicaFailure=LIMITED),
+        says="1 of 2 replicas serve a/b; pods are forbidden: maximum cpu",
+    ),
+    "pods refused for too long": Row(
+        OFF,
+        "PodCreationFailed",
+        STALLED,
+        deployment=deployment(ReplicaFailure=LIMITED, Progressing=STUCK),
+    ),
     "a failure that is over": Row(
         OFF,
         "RolloutInProgress",
@@ -211,6 +247,48 @@ def test_status_fits_the_api_and_is_written_once(name):
     first = status_of(row)
     again = status_of(row, make_cr(replicas=row.replicas, status=first), now=LATER)
     assert again == first
+
+
+def autoscaled(said, *, now=NOW):
+    """The condition Autoscaled of an object whose autoscaler says this."""
+    spec = {"model": {"id": "a/b"}, "autoscaling": {"maxReplicas": 3}}
+    metadata = {"name": "m", "namespace": "n", "uid": "u"}
+    cr = LLMDeployment.parse({"metadata": metadata, "spec": spec})
+    observed = Observed(template="new", deployment=None, pods=(), autoscaler=said)
+    found = conditions.condition(conditions.status(cr, observed, now=now), "Autoscaled")
+    return found["status"], found["reason"]
+
+
+def hpa(reason, status="False"):
+    said = {"type": "ScalingActive", "status": status, "reason": reason, "lastTransitionTime": NOW}
+    return {"status": {"conditions": [said]}}
+
+
+@pytest.mark.parametrize("reason", ["InvalidSelector", "AmbiguousSelector"])
+def test_an_autoscaler_has_a_second_look_before_it_is_believed_to_find_no_pods(reason):
+    assert autoscaled(hpa(reason), now="2026-01-01T00:00:19Z") == ("Unknown", "NotReported")
+    assert conditions.settles_in(hpa(reason), now="2026-01-01T00:00:19Z") == 1
+    assert autoscaled(hpa(reason), now="2026-01-01T00:00:20Z") == ("False", reason)
+    assert conditions.settles_in(hpa(reason), now=LATER) == 0
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        (None, ("Unknown", "NotReported")),
+        ({"metadata": {}}, ("Unknown", "NotReported")),
+        (hpa("ValidMetricFound", "True"), ("True", "ValidMetricFound")),
+        (hpa("FailedGetResourceMetric"), ("False", "FailedGetResourceMetric")),
+        (
+            {"status": {"conditions": [{"type": "Ready", "status": "True", "reason": "Is"}]}},
+            ("True", "Is"),
+        ),
+    ],
+    ids=["none", "new", "active", "no metrics", "keda"],
+)
+def test_an_autoscaler_is_told_in_its_own_words(said, told):
+    assert autoscaled(said) == told
+    assert conditions.settles_in(said, now=NOW) == 0
 
 
 PODS = st.lists(

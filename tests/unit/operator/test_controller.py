@@ -1,12 +1,14 @@
 """Reconciling against an API server in memory: what is written, and above all what is not."""
 
+import asyncio
 import copy
 import datetime as dt
 import itertools
 
 import pytest
+from aiohttp import web
 
-from llm_operator import names, podtemplate
+from llm_operator import inspection, names, podtemplate
 from llm_operator.cache import Cache
 from llm_operator.conditions import condition
 from llm_operator.controller import Controller
@@ -88,6 +90,10 @@ class FakeKube:
         assert live["metadata"].get("uid") == uid
         self.writes.append(f"delete {resource.kind}")
 
+    async def list_all(self, resource, namespace, *, fields):
+        assert resource is EVENT
+        return [], 0
+
     async def create(self, resource, body):
         assert resource is EVENT
         self.events.append((body["type"], body["reason"]))
@@ -101,16 +107,18 @@ class World:
         self.settings = settings or Settings(runtime_image=RuntimeImage(repository="registry/llm"))
         self.hidden = set()  # what the watch does not bring, because the label is missing
         self.kube.put(LLM_DEPLOYMENT, body)
+        self.inspections = []
         self.restart()
 
     def restart(self):
         """A new process of the operator, that knows only what lists bring."""
         self.cache = Cache()
+        self.inspections.append(Inspection(kube=self.kube, add=lambda _: None))
         self.controller = Controller(
             kube=self.kube,
             cache=self.cache,
             settings=self.settings,
-            inspection=Inspection(kube=self.kube, add=lambda _: None),
+            inspection=self.inspections[-1],
             configs=None,
             telemetry=Telemetry(),
         )
@@ -381,6 +389,40 @@ async def test_what_is_wanted_no_more_is_deleted(world):
     assert world.ready == ("False", "Suspended")
 
 
+async def test_a_new_autoscaler_is_asked_again_when_it_says_that_it_finds_no_pods(world):
+    world.edit(
+        LLM_DEPLOYMENT,
+        spec={"autoscaling": {"maxReplicas": 3}, "resources": {"requests": {"cpu": 1}}},
+    )
+    await world.reconcile()
+    since = dt.datetime.now(dt.UTC).isoformat()
+    said = {"type": "ScalingActive", "status": "False", "reason": "InvalidSelector"}
+    said |= {"message": "no selector", "lastTransitionTime": since}
+    world.edit(HORIZONTAL_POD_AUTOSCALER, status={"conditions": [said]})
+    world.watch()
+    assert 15 < await world.controller.reconcile(KEY) <= 21
+    assert condition(world.status, "Autoscaled")["reason"] == "NotReported"
+    said |= {"lastTransitionTime": "2026-01-01T00:00:00Z"}
+    world.edit(HORIZONTAL_POD_AUTOSCALER, status={"conditions": [said]})
+    world.watch()
+    assert await world.controller.reconcile(KEY) is None
+    assert condition(world.status, "Autoscaled")["reason"] == "InvalidSelector"
+
+
+async def test_pods_that_are_refused_are_told_in_the_words_of_the_api_server(world):
+    await world.reconcile()
+    refused = {"type": "ReplicaFailure", "status": "True", "reason": "FailedCreate"}
+    refused |= {"message": 'pods "x" is forbidden: violates PodSecurity "restricted:latest"'}
+    world.edit(DEPLOYMENT, status={"conditions": [refused]})
+    assert await world.reconcile() == ["status"]
+    assert world.ready == ("False", "PodCreationFailed")
+    assert "violates PodSecurity" in condition(world.status, "Ready")["message"]
+    assert world.kube.events == [("Warning", "PodCreationFailed")]
+    world.edit(DEPLOYMENT, status={"conditions": []})
+    await world.reconcile()
+    assert world.ready == ("False", "RolloutInProgress")
+
+
 async def test_a_foreign_object_that_is_not_wanted_is_not_deleted(world):
     world.kube.put(HORIZONTAL_POD_AUTOSCALER, FOREIGN)
     await world.reconcile()
@@ -445,13 +487,14 @@ async def test_what_is_stuck_while_pods_serve_is_told(world, make_pod):
     ]
 
 
-def ready_pod(make_pod, template, *, at):
+def ready_pod(make_pod, template, *, at, restarts=0, reached=False):
     """A pod of noon whose server started and became ready at this hour and minute."""
     body = make_pod(template=template, ready=True, creationTimestamp="2026-01-01T12:00:00Z")
     body["status"]["conditions"][0]["lastTransitionTime"] = f"2026-01-01T{at}:09Z"
     running = {"running": {"startedAt": f"2026-01-01T{at}:02Z"}}
     server = {"name": "server", "ready": True, "started": True, "state": running}
-    body["status"]["containerStatuses"] = [server]
+    body["status"]["containerStatuses"] = [server | {"restartCount": restarts}]
+    body["status"] |= {"podIP": "127.0.0.1"} if reached else {}
     return body
 
 
@@ -470,6 +513,73 @@ async def test_a_server_that_starts_anew_has_no_second_cold_start(world, make_po
     await world.reconcile()
     assert world.ready[0] == "True"
     assert world.status["coldStart"] == first
+
+
+class Reporting:
+    """A pod's server, that says what it runs on."""
+
+    def __init__(self):
+        self.device, self.asked = "cuda", 0
+
+    async def answer(self, _):
+        self.asked += 1
+        if self.device is None:
+            return web.Response(status=500)
+        timeline = {"process_up": 0.5}
+        return web.json_response(
+            {"started_at": 1.0, "timeline": timeline, "device": {"type": self.device}}
+        )
+
+
+@pytest.fixture
+async def reporting(monkeypatch):
+    server = Reporting()
+    app = web.Application()
+    app.router.add_get("/startupz", server.answer)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    monkeypatch.setattr(names, "PORT", runner.addresses[0][1])
+    monkeypatch.setattr(inspection, "_TRIES", (0.0, 0.0, 0.0))
+    yield server
+    await runner.cleanup()
+
+
+async def device_becomes(world, expected):
+    """Reconcile until the status has this type of device."""
+    for _ in range(500):
+        await world.reconcile()
+        if world.status.get("device", {}).get("type") == expected:
+            return
+        await asyncio.sleep(0.01)
+    pytest.fail(f"the device is {world.status.get('device')}")
+
+
+async def test_a_restart_that_nobody_saw_does_not_leave_the_old_device(world, make_pod, reporting):
+    def runs(at, restarts=0):
+        world.pod(ready_pod(make_pod, world.template, at=at, restarts=restarts, reached=True))
+
+    await world.reconcile()
+    runs("12:00")
+    await device_becomes(world, "cuda")
+    first = world.status["coldStart"]
+    world.restart()
+    assert (await world.reconcile(), reporting.asked) == ([], 1)
+
+    reporting.device = "cpu"
+    runs("15:30", restarts=1)
+    await device_becomes(world, "cpu")
+    assert world.status["coldStart"] == first
+    world.restart()
+    while reporting.asked < 3:
+        assert await world.reconcile() == []
+        await asyncio.sleep(0.01)
+
+    reporting.device = None
+    runs("16:30", restarts=2)
+    await device_becomes(world, None)
+    for each in world.inspections:
+        await each.close()
 
 
 @pytest.mark.parametrize(("ago", "least", "most"), [(4, 4, 6.1), (60, 15, 15)])

@@ -42,6 +42,7 @@ def test_a_changed_field_is_seen(wanted, data):
         ({"labels": {"a": "1000m"}}, {"labels": {"a": "1"}}, False),
         ({"value": ""}, {}, True),
         ({"value": "x"}, {}, False),
+        ({"podAffinity": {"labelSelector": None}}, {"podAffinity": {}}, True),
         ({"replicas": 0}, {"replicas": 0}, True),
         ({"replicas": 0}, {}, True),
     ],

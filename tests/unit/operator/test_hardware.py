@@ -74,6 +74,28 @@ def test_auto_takes_cpu_when_no_node_fits(wanted, there):
     assert "no schedulable node that fits" in decision.reason
 
 
+@pytest.mark.parametrize(
+    ("term", "met"),
+    [
+        ({"matchFields": [{"key": "metadata.name", "operator": "In", "values": ["gpu-1"]}]}, True),
+        ({"matchFields": [{"key": "metadata.name", "operator": "In", "values": ["gpu-2"]}]}, False),
+        ({"matchFields": [{"key": "metadata.name", "operator": "NotIn", "values": ["a"]}]}, True),
+        (
+            {
+                "matchFields": [{"key": "metadata.name", "operator": "In", "values": ["gpu-1"]}],
+                "matchExpressions": [{"key": "pool", "operator": "Exists"}],
+            },
+            False,
+        ),
+        ({}, False),
+    ],
+    ids=["named", "another named", "not another", "one of two", "nothing said"],
+)
+def test_a_node_meets_all_of_a_term(term, met):
+    affinity = {"nodeAffinity": {NODE_AFFINITY: {"nodeSelectorTerms": [term]}}}
+    assert choose(spec(affinity=affinity), nodes=[node()]).target == ("gpu" if met else "cpu")
+
+
 def test_a_taint_that_the_spec_tolerates_does_not_hinder():
     taints = (TAINT, {"key": "team", "value": "llm", "effect": "NoSchedule"})
     tolerations = [{"key": "team", "operator": "Equal", "value": "llm"}]

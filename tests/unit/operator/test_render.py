@@ -9,7 +9,9 @@ from pathlib import Path
 import kubernetes_validate
 import pytest
 import yaml
+from pydantic.alias_generators import to_snake
 
+from llm_inference.settings import load_settings
 from llm_operator import api, podtemplate, render
 from llm_operator.fields import LocalReference
 from llm_operator.podtemplate import Choices
@@ -325,6 +327,56 @@ def test_threads_follow_the_cpu_limit(make):
     assert "LLM_THREADS" not in json.dumps(rendered(make(), "cpu")[0])
 
 
+def bounds(node):
+    """The values at the edges of what a field may say."""
+    return node.get("enum") or [node["minimum"], node["maximum"]]
+
+
+SERVER = structural(api.LLMDeploymentSpec)["properties"]["server"]["properties"]
+BOUNDED = {name: bounds(node) for name, node in SERVER.items() if {"enum", "minimum"} & {*node}}
+
+
+@pytest.mark.parametrize("edge", [0, -1])
+def test_the_server_takes_whatever_its_fields_may_say(make, monkeypatch, edge):
+    cr = make(server={name: values[edge] for name, values in BOUNDED.items()})
+    (container,) = pod_of(rendered(cr, "cpu"))["containers"]
+    said = {each["name"]: each["value"] for each in container["env"]}
+    assert len(BOUNDED) == 11
+    for name, value in said.items():
+        monkeypatch.setenv(name, value)
+    taken = load_settings(said).model_dump()
+    for name, values in BOUNDED.items():
+        assert taken[to_snake(name)] == values[edge]
+
+
+VERBATIM = {
+    "requiredDuringSchedulingIgnoredDuringExecution": [
+        {
+            "topologyKey": "kubernetes.io/hostname",
+            "labelSelector": {},
+            "namespaceSelector": {},
+            "namespaces": [],
+            "matchLabelKeys": ["pod-template-hash"],
+            "mismatchLabelKeys": ["team"],
+            "of a later version": None,
+        }
+    ],
+}
+
+
+@pytest.mark.parametrize("member", ["podAffinity", "podAntiAffinity"])
+def test_affinity_to_pods_is_passed_on_word_for_word(make, member):
+    pod = pod_of(rendered(make(affinity={member: VERBATIM}), "cpu"))
+    assert pod["affinity"] == {member: VERBATIM}
+
+
+def test_nodes_may_be_named(make):
+    name = {"key": "metadata.name", "operator": "In", "values": ["n"]}
+    required = {"nodeSelectorTerms": [{"matchFields": [name]}]}
+    affinity = {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": required}}
+    assert pod_of(rendered(make(affinity=affinity), "cpu"))["affinity"] == affinity
+
+
 # For every field of the spec a value that differs from its default.
 OTHERWISE = {
     "model.id": "other/model",
@@ -365,12 +417,9 @@ OTHERWISE = {
     "nodeSelector": {"a": "b"},
     "tolerations": [{"operator": "Exists"}],
     "affinity.nodeAffinity.requiredDuringSchedulingIgnoredDuringExecution.nodeSelectorTerms": [{}],
-    **{
-        f"affinity.{member}.{kind}DuringSchedulingIgnoredDuringExecution": []
-        for member in ("nodeAffinity", "podAffinity", "podAntiAffinity")
-        for kind in ("required", "preferred")
-        if (member, kind) != ("nodeAffinity", "required")
-    },
+    "affinity.nodeAffinity.preferredDuringSchedulingIgnoredDuringExecution": [],
+    "affinity.podAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": []},
+    "affinity.podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": []},
     "topologySpreadConstraints": [],
     "priorityClassName": "high",
     "schedulerName": "packer",
@@ -391,9 +440,15 @@ OTHERWISE = {
     "podAnnotations": {"a": "b"},
     "server.maxConcurrency": 3,
     "server.maxQueue": 3,
+    "server.maxQueueTokens": 3,
+    "server.maxBodyBytes": 2048,
     "server.requestTimeoutSeconds": 3,
+    "server.receiveTimeoutSeconds": 3,
+    "server.stepTimeoutSeconds": 3,
+    "server.streamCommentSeconds": 3,
     "server.drainSeconds": 3,
     "server.logLevel": "error",
+    "server.logFormat": "text",
     "server.env": [{"name": "A", "value": "b"}],
     "server.envFrom": [{"secretRef": {"name": "a"}}],
     "server.apiKeySecret.name": "keys",
