@@ -53,7 +53,6 @@ RECIPES = {
             "torch/_inductor",
             "torch/_vendor/quack",
             "torch/onnx",
-            "torch/testing/_internal",
             "torch/utils/benchmark",
             "networkx*",
             # What builds packages, and the hub's command line.

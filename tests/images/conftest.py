@@ -2,7 +2,9 @@
 
 import contextlib
 import dataclasses
+import functools
 import json
+import os
 import subprocess
 import uuid
 from pathlib import Path
@@ -18,7 +20,22 @@ CTR = (str(tools.path("ctr")), "-a", str(paths.CONTAINERD_SOCKET), "-n", images.
 POD = ("--read-only", "--mount", "type=tmpfs,dst=/tmp,options=mode=1777")
 
 
-@dataclasses.dataclass(frozen=True)
+# Of each path: mode, inode, device, links, user, group, size and times, as os.stat_result has them.
+LIST = """
+import json, os
+found, waiting = {}, ["/"]
+while waiting:
+    with os.scandir(waiting.pop()) as entries:
+        for entry in entries:
+            if entry.path not in ("/proc", "/sys", "/dev", "/tmp"):
+                found[entry.path] = tuple(entry.stat(follow_symlinks=False))
+                if entry.is_dir(follow_symlinks=False):
+                    waiting.append(entry.path)
+print(json.dumps(found))
+"""
+
+
+@dataclasses.dataclass
 class Built:
     """An image in containerd."""
 
@@ -52,15 +69,21 @@ class Built:
             check=False,
         )
 
+    @functools.cached_property
+    def files(self) -> dict[str, os.stat_result]:
+        """Every file and folder that the image holds: path → what the system says of it."""
+        found = json.loads(self.python(LIST))
+        return {path: os.stat_result(values) for path, values in found.items()}
+
     def python(self, code: str, **kwargs: Any) -> str:
         done = self.run("python", "-c", code, **kwargs)
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()
 
-    def shell(self, script: str, **kwargs: Any) -> str:
-        done = self.run("sh", "-c", script, **kwargs)
-        assert done.returncode == 0, done.stderr
-        return done.stdout.strip()
+    @property
+    def layers(self) -> list[int]:
+        """The bytes of each layer, unpacked."""
+        return [layer["size"] for layer in self.manifest["layers"]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,34 +131,45 @@ def run_container():
     return running
 
 
+@functools.cache
+def _built(name: str) -> Built:
+    return Built(catalog.named(name).reference)
+
+
+@pytest.fixture(scope="session")
+def built():
+    """Images by the names of the catalogue."""
+    return _built
+
+
 @pytest.fixture(params=[image.name for image in catalog.ALL])
 def image(request):
-    return Built(catalog.named(request.param).reference)
+    return _built(request.param)
 
 
 @pytest.fixture(params=[i.name for i in catalog.ALL if i.target in ("cpu", "gpu")])
 def server(request):
-    return Built(catalog.named(request.param).reference)
+    return _built(request.param)
 
 
 @pytest.fixture
 def cpu():
-    return Built(catalog.named("smollm2-cpu").reference)
+    return _built("smollm2-cpu")
 
 
 @pytest.fixture
 def gpu():
-    return Built(catalog.named("smollm2-gpu").reference)
+    return _built("smollm2-gpu")
 
 
 @pytest.fixture
 def operator():
-    return Built(catalog.OPERATOR.reference)
+    return _built("operator")
 
 
 @pytest.fixture
 def weights():
-    return Built(catalog.named("smollm2-weights").reference)
+    return _built("smollm2-weights")
 
 
 @pytest.fixture(scope="session")
