@@ -16,8 +16,9 @@ from llm_inference.engine.cpu_runner import CpuRunner
 from llm_inference.engine.decoder import Decoder
 from llm_inference.engine.directory import ModelDirectory, read_json
 from llm_inference.engine.families import knows, read_decoder
+from llm_inference.engine.interface import SamplingParams
 from llm_inference.engine.lean_torch import import_torch
-from llm_inference.engine.step import Runner
+from llm_inference.engine.step import Draw, Runner
 
 logger = logging.getLogger(__name__)
 
@@ -105,7 +106,8 @@ def warm(runner: Runner) -> None:
     if (prepare := getattr(runner, "warm", None)) is not None:
         prepare()
     runner.prefill(0, [0] * _WARM_TOKENS, 0, None)
-    runner.decode(0, [0], [_WARM_TOKENS], [])
+    greedy = Draw(sampling=SamplingParams(temperature=0), seed=0)
+    runner.decode(0, [0], [_WARM_TOKENS], [greedy])
 
 
 def _wanted_type(directory: ModelDirectory, dtype: str) -> str | None:

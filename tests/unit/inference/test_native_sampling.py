@@ -53,7 +53,7 @@ def logits_of(numbers, rows, vocabulary, kind):
     if kind == "ties":
         return logits.round()
     if kind == "flat":
-        return logits * 1e-4
+        return (logits * 0.02).round(decimals=2)
     if kind == "impossible":
         logits[torch.rand(logits.shape, generator=generator) < 0.4] = -torch.inf
         logits[:, numbers.randrange(vocabulary)] = 0.0
