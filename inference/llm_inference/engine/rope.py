@@ -86,7 +86,9 @@ def _single(number: float) -> float:
 
 def _llama3(frequencies: Sequence[float], given: Mapping[str, Any], original: int) -> list[float]:
     """Slow dimensions turn `factor` times slower, fast ones as before, and a ramp between."""
-    factor, low, high = (given[key] for key in ("factor", "low_freq_factor", "high_freq_factor"))
+    factor: float = given["factor"]
+    low: float = given["low_freq_factor"]
+    high: float = given["high_freq_factor"]
 
     def slowed(frequency: float) -> float:
         wavelength = 2 * math.pi / frequency
