@@ -10,7 +10,6 @@ and what the memory and the processor gave for it.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import sys
@@ -24,14 +23,16 @@ sys.path.insert(0, str(ROOT / "inference"))
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch  # noqa: E402
-from safetensors.torch import load_file  # noqa: E402
 
 from bench.serving.machine import describe  # noqa: E402
 from dev.stand_ins.cache import models  # noqa: E402
+from llm_inference.engine import models as loaded  # noqa: E402
+from llm_inference.engine import native as library  # noqa: E402
+from llm_inference.engine.arrays import ITEM_BYTES, Array  # noqa: E402
 from llm_inference.engine.cache import RowCache  # noqa: E402
 from llm_inference.engine.cpu_runner import CpuRunner  # noqa: E402
 from llm_inference.engine.decoder import Decoder  # noqa: E402
-from llm_inference.engine.families import read_decoder  # noqa: E402
+from llm_inference.engine.directory import inspect  # noqa: E402
 from llm_inference.engine.interface import SamplingParams  # noqa: E402
 from llm_inference.engine.linear import widen_linears  # noqa: E402
 from llm_inference.engine.runner import CausalRunner  # noqa: E402
@@ -45,16 +46,12 @@ MAX_LENGTH = 1024
 _GIGA = 1e9
 
 
-def native(directory: Path, dtype: torch.dtype, threads: int) -> tuple[Decoder, CpuRunner]:
+def native(directory: Path, dtype: str, threads: int) -> tuple[Decoder[Array], CpuRunner]:
     """The decoder of a model directory, in the native library."""
-    weights = {
-        name: tensor.to(dtype)
-        for file in directory.glob("*.safetensors")
-        for name, tensor in load_file(file).items()
-    }
-    decoder = read_decoder(json.loads((directory / "config.json").read_text()), weights)
-    if decoder is None or not CpuRunner.supported(decoder):
+    decoder = loaded.load_decoder(inspect(directory), dtype=dtype)
+    if decoder is None or not library.computes_in(dtype):
         raise SystemExit("the native library does not run this model on this machine")
+    decoder = library.converted(decoder, dtype)
     runner = CpuRunner(decoder, rows=max(BATCHES), max_length=MAX_LENGTH, threads=threads)
     return decoder, runner
 
@@ -115,13 +112,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--alone", action="store_true", help="the native library only")
     arguments = parser.parse_args()
-    dtype = getattr(torch, arguments.dtype)
     torch.set_num_threads(arguments.threads)
     on = describe()
-    decoder, runner = native(arguments.directory, dtype, arguments.threads)
+    decoder, runner = native(arguments.directory, arguments.dtype, arguments.threads)
     runners: dict[str, Runner] = {"native": runner}
     if not arguments.alone:
-        runners["transformers"] = transformers(arguments.directory, dtype)
+        runners["transformers"] = transformers(arguments.directory, getattr(torch, arguments.dtype))
     measures: dict[str, Callable[[Runner], float]] = {
         f"{rows} rows": lambda runner, rows=rows: decode(runner, rows, arguments.context)
         for rows in BATCHES
@@ -144,14 +140,16 @@ def main() -> None:
 
 
 def _print_table(
-    decoder: Decoder, names: list[str], taken: dict[tuple[str, str], list[float]]
+    decoder: Decoder[Array], names: list[str], taken: dict[tuple[str, str], list[float]]
 ) -> None:
+    head = decoder.head.shape[0] * decoder.head.row_bytes
     layers = sum(
-        matrix.numel()
+        matrix.shape[0] * matrix.row_bytes
         for layer in decoder.layers
         for matrix in (layer.qkv, layer.output, layer.gate_up, layer.down)
     )
-    weights = layers + decoder.head.numel()
+    read = layers + head
+    size = ITEM_BYTES[decoder.head.dtype]
     print("| | " + " | ".join(f"{name} | | " for name in names) + "|")
     print("|---|" + "---:|---:|---:|" * len(names))
     for rows in BATCHES:
@@ -160,14 +158,14 @@ def _print_table(
             seconds = statistics.median(taken[f"{rows} rows", name])
             cells += [
                 f"{rows / seconds:.0f} tok/s",
-                f"{weights * decoder.dtype.itemsize / seconds / _GIGA:.1f} GB/s",
-                f"{2 * weights * rows / seconds / _GIGA:.0f} GFLOP/s",
+                f"{read / seconds / _GIGA:.1f} GB/s",
+                f"{2 * read / size * rows / seconds / _GIGA:.0f} GFLOP/s",
             ]
         print(f"| {rows} rows | " + " | ".join(cells) + " |")
     cells = []
     for name in names:
         seconds = statistics.median(taken["prompt", name])
-        flops = 2 * layers * PROMPT / seconds / _GIGA
+        flops = 2 * layers / size * PROMPT / seconds / _GIGA
         cells += [f"{seconds * 1000:.0f} ms", f"{PROMPT / seconds:.0f} tok/s"]
         cells.append(f"{flops:.0f} GFLOP/s")
     print(f"| prompt of {PROMPT} | " + " | ".join(cells) + " |")

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 import torch
 
 from llm_inference.engine.cuda_runner import CudaRunner
-from llm_inference.engine.decoder import Decoder, Layer, Rope
 from llm_inference.engine.interface import SamplingParams
 from llm_inference.engine.step import Draw
+from llm_inference.engine.torch_decoder import Decoder, Layer, Rope
 
 GREEDY = SamplingParams(temperature=0.0)
 PROMPT = 512

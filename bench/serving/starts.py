@@ -1,8 +1,8 @@
 """Cold starts: from the start of a process to the first token of the first request.
 
 The files are in the page cache, as on a node that has served the model before. Next to them a bare
-`import torch` is timed, which none of these servers can be faster than. Knows how a start is
-measured, not which server it is.
+`import torch` is timed, which all but a server that does without has to wait for. Knows how a start
+is measured, not which server it is.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """One server's life: loading the model in a thread, counting requests, draining on SIGTERM.
 
 Knows settings, health, metrics and the engine's interface. Knows no HTTP, and imports the loader,
-and torch with it, only in the loading thread.
+and what it needs, only in the loading thread.
 """
 
 import asyncio
@@ -183,13 +183,10 @@ def load_engine(serving: Serving) -> Engine:
         ModelLoadError: the model cannot be served.
     """
     settings, health = serving.settings, serving.health
-    # What is wrong with the directory itself is told before torch is imported, seconds earlier.
+    # What is wrong with the directory itself is told before anything is imported for it.
     directory = _find_model(serving)
     health.name_model(directory.model_id, directory.revision)
-    from llm_lean.importing import import_torch  # noqa: PLC0415
-
-    import_torch()
-    from llm_inference.engine import loader  # noqa: PLC0415 - imports torch
+    from llm_inference.engine import loader  # noqa: PLC0415 - imports what runs models
 
     observer: Observer = serving.metrics
     loaded = loader.load_model(

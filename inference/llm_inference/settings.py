@@ -69,7 +69,7 @@ class Settings(BaseSettings):
         default="auto", description="where the model runs; cuda if there is one"
     )
     threads: int | None = Field(
-        default=None, ge=1, le=1024, description="torch threads; what the container may use"
+        default=None, ge=1, le=1024, description="threads that compute; what the container may use"
     )
     host: str = Field(default="0.0.0.0", description="address to listen on")
     port: int = Field(default=8080, ge=0, le=65535, description="port to listen on")

@@ -169,6 +169,8 @@ int decoder_copy(struct runner *runner, int64_t source, int64_t target, int64_t 
     return 0;
 }
 
+struct threads *decoder_threads(struct runner *runner) { return runner->threads; }
+
 /* --- memory ---------------------------------------------------------------------------------- */
 
 static float *numbers(int64_t count)

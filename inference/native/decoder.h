@@ -10,7 +10,7 @@
 #include "linear.h"
 
 /* Changes with whatever a caller has to know. */
-#define DECODER_INTERFACE 1
+#define DECODER_INTERFACE 2
 
 struct rope {
     const float *frequencies;
@@ -18,14 +18,15 @@ struct rope {
     float scale;
 };
 
-/* Norms and biases are float32; NULL for none. */
+/* Norms and biases are float32; NULL for none. Matrices that meet the same activations are apart,
+ * as in most checkpoints; where they are one there, each is some rows of it. */
 struct layer {
     const float *attention_norm;
-    struct matrix qkv;
+    struct matrix qkv[3]; /* queries, keys, values */
     const float *qkv_bias, *query_norm, *key_norm;
     struct matrix output;
     const float *output_bias, *attention_post_norm, *mlp_norm;
-    struct matrix gate_up, down;
+    struct matrix gate, up, down;
     const float *mlp_post_norm;
     int64_t window; /* 0 for all positions */
     int64_t rope;   /* which one; -1 for none */
@@ -53,6 +54,7 @@ struct span {
 };
 
 struct runner;
+struct threads;
 
 #pragma GCC visibility push(default)
 
@@ -74,6 +76,9 @@ int decoder_step(struct runner *runner, const struct span *spans, int64_t count,
 
 /* Copy the first `length` positions of a row to another one. */
 int decoder_copy(struct runner *runner, int64_t source, int64_t target, int64_t length);
+
+/* The threads that run its parts, for others' parts between two passes. */
+struct threads *decoder_threads(struct runner *runner);
 
 #pragma GCC visibility pop
 

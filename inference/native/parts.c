@@ -54,9 +54,18 @@ void qkv_part(void *context, int part, int thread)
     struct runner *runner = context;
     const struct layer *layer = runner->layer;
     struct block block = block_of(runner->qkv, runner->tokens, part);
+    const float *from = runner->normed + block.token * runner->hidden;
     float *to = runner->projected + block.token * runner->qkv + block.out;
-    linear_sums((enum type)runner->decoder->type, &layer->qkv, block.out, block.out + block.outs,
-                runner->normed + block.token * runner->hidden, block.tokens, to, runner->qkv);
+    const int64_t end = block.out + block.outs;
+    int64_t before = 0; /* outs of the matrices that came already */
+    for (int m = 0; m < 3; m++) {
+        const struct matrix *matrix = &layer->qkv[m];
+        int64_t first = larger(block.out, before), last = smaller(end, before + matrix->out);
+        if (first < last)
+            linear_sums((enum type)runner->decoder->type, matrix, first - before, last - before,
+                        from, block.tokens, to + (first - block.out), runner->qkv);
+        before += matrix->out;
+    }
     if (layer->qkv_bias)
         for (int t = 0; t < block.tokens; t++)
             add_scaled(to + t * runner->qkv, layer->qkv_bias + block.out, 1, block.outs);
@@ -161,16 +170,15 @@ void gate_up_part(void *context, int part, int thread)
 {
     struct runner *runner = context;
     const struct decoder *decoder = runner->decoder;
-    const struct matrix *matrix = &runner->layer->gate_up;
+    const struct layer *layer = runner->layer;
     struct block block = block_of(runner->intermediate, runner->tokens, part);
     const float *from = runner->normed + block.token * runner->hidden;
     float *gate = runner->mlp + block.token * runner->intermediate + block.out;
     float *up = scratch_of(runner, thread);
-    int64_t up_row = runner->intermediate + block.out;
-    linear_sums((enum type)decoder->type, matrix, block.out, block.out + block.outs, from,
+    linear_sums((enum type)decoder->type, &layer->gate, block.out, block.out + block.outs, from,
                 block.tokens, gate, runner->intermediate);
-    linear_sums((enum type)decoder->type, matrix, up_row, up_row + block.outs, from, block.tokens,
-                up, block.outs);
+    linear_sums((enum type)decoder->type, &layer->up, block.out, block.out + block.outs, from,
+                block.tokens, up, block.outs);
     for (int t = 0; t < block.tokens; t++) {
         float *at = gate + t * runner->intermediate;
         activate((enum activation)decoder->activation, at, up + t * block.outs, block.outs);

@@ -39,6 +39,7 @@ struct runner {
 };
 
 static inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+static inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 static inline int64_t parts_of(int64_t count, int64_t part) { return (count + part - 1) / part; }
 
 static inline int64_t type_bytes(const struct decoder *decoder)

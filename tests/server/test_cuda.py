@@ -13,6 +13,7 @@ from llm_inference.engine.cuda_runner import CudaRunner, supported
 from llm_inference.engine.families import read_decoder
 from llm_inference.engine.interface import SamplingParams
 from llm_inference.engine.step import Draw
+from llm_inference.engine.torch_decoder import array_of, to_torch
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -70,14 +71,15 @@ def build(family, dtype, **more):
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
         config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
-        saved = load_file(Path(folder) / "model.safetensors", device=DEVICE)
+        saved = load_file(Path(folder) / "model.safetensors")
     weights = {name: tensor.to(dtype) for name, tensor in saved.items()}
     if dtype is not torch.float32:
         # The reference has the same rounded weights.
         rounded = {name: tensor.float() for name, tensor in weights.items()}
         model.load_state_dict(rounded, strict=False)
-    decoder = read_decoder(config, weights)
-    assert decoder is not None
+    found = read_decoder(config, {name: array_of(tensor) for name, tensor in weights.items()})
+    assert found is not None
+    decoder = to_torch(found, device=DEVICE)
     assert supported(decoder)
     return model, decoder
 

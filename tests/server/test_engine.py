@@ -23,6 +23,7 @@ from llm_inference.engine.interface import (
     SamplingParams,
 )
 from llm_inference.engine.runner import CausalRunner
+from llm_inference.engine.torch_decoder import array_of
 
 GREEDY = SamplingParams(temperature=0)
 POISON = 17  # a token id that no other prompt here has
@@ -81,7 +82,8 @@ def codec(smollm2_dir):
 @pytest.fixture(scope="module")
 def decoder(model):
     """The model's weights for a native runner; None where that cannot run here."""
-    found = read_decoder(model.config.to_dict(), model.state_dict())
+    weights = {name: array_of(tensor) for name, tensor in model.state_dict().items()}
+    found = read_decoder(model.config.to_dict(), weights)
     return found if found is not None and CpuRunner.supported(found) else None
 
 

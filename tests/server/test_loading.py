@@ -11,6 +11,7 @@ from llm_inference.engine import models, reference
 from llm_inference.engine.codec import HuggingFaceCodec
 from llm_inference.engine.directory import inspect
 from llm_inference.engine.tokenizer import DirectTokenizer, read_tokenizer
+from llm_inference.engine.torch_decoder import to_torch
 
 TEXTS = [
     "Hello world, hello again!  Two spaces.",
@@ -38,7 +39,8 @@ def test_smollm2_is_read_without_transformers_and_alike(smollm2_dir):
 
 @pytest.mark.parametrize("dtype", ["auto", "float32"])
 def test_the_decoder_computes_what_transformers_computes(smollm2_dir, dtype):
-    decoder = models.load_decoder(inspect(smollm2_dir), dtype=dtype, device=torch.device("cpu"))
+    decoder = models.load_decoder(inspect(smollm2_dir), dtype=dtype)
+    decoder = to_torch(decoder, dtype=None if dtype == "auto" else torch.float32)
     theirs = AutoModelForCausalLM.from_pretrained(smollm2_dir, dtype=dtype)
     assert decoder.dtype == theirs.dtype
     tokens = torch.tensor(HuggingFaceCodec.load(smollm2_dir).encode(TEXTS[0] + TEXTS[1]))
@@ -49,14 +51,18 @@ def test_the_decoder_computes_what_transformers_computes(smollm2_dir, dtype):
     assert torch.equal(got[-1].argmax(), expected[-1].argmax())
 
 
-def test_what_needs_no_fusing_stays_in_the_mapped_file(smollm2_dir):
-    decoder = models.load_decoder(inspect(smollm2_dir), dtype="auto", device=torch.device("cpu"))
+def test_all_weights_stay_in_the_mapped_file(smollm2_dir):
+    decoder = models.load_decoder(inspect(smollm2_dir), dtype="auto")
     layer = decoder.layers[3]
     mapped = mappings(smollm2_dir / "model.safetensors")
-    for tensor in (decoder.embedding, decoder.head, layer.output, layer.down):
-        assert any(begin <= tensor.data_ptr() < end for begin, end in mapped)
-    for tensor in (layer.qkv, layer.gate_up):
-        assert not any(begin <= tensor.data_ptr() < end for begin, end in mapped)
+    matrices = (decoder.embedding, layer.qkv, layer.output, layer.gate_up, layer.down)
+    assert [len(matrix.pieces) for matrix in matrices] == [1, 3, 1, 2, 1]
+    for matrix in matrices:
+        for piece in matrix.pieces:
+            assert any(begin <= piece.address < end for begin, end in mapped)
+    assert decoder.head is decoder.embedding
+    weights = (smollm2_dir / "model.safetensors").stat().st_size
+    assert 0.99 * weights < models.bytes_of(decoder) < weights
 
 
 def mappings(file):

@@ -11,7 +11,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from llm_inference.engine.cuda_kernels import Kernels
-from llm_inference.engine.decoder import Decoder, Layer, Rope
+from llm_inference.engine.torch_decoder import Decoder, Layer, Rope
 
 # Queries whose scores are held at once where no library's attention fits.
 _SCORED_QUERIES = 256

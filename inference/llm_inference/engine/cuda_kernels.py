@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from llm_inference.engine.cuda_module import Kernel, compile_kernels
-from llm_inference.engine.decoder import Decoder, Rope
+from llm_inference.engine.torch_decoder import Decoder, Rope
 
 # In this order; each uses what is defined before.
 _SOURCES = ("cuda_numbers.cu", "cuda_rows.cu", "cuda_attention.cu", "cuda_vectors.cu")

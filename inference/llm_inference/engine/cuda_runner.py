@@ -16,9 +16,9 @@ import torch
 
 from llm_inference.engine.cuda_forward import Forward, StepTensors
 from llm_inference.engine.cuda_kernels import Kernels, supported
-from llm_inference.engine.decoder import Decoder
 from llm_inference.engine.sampling import choose
 from llm_inference.engine.step import Choice, Draw
+from llm_inference.engine.torch_decoder import Decoder
 
 __all__ = ["CudaRunner", "cache_bytes_per_token", "supported"]
 

@@ -1,21 +1,39 @@
 """What a decoder-only transformer is made of, in one shape for many model families.
 
 Llama, Mistral, Qwen, Phi and Gemma differ in a handful of choices: biases, norms, an activation, a
-window. Here these are fields, and the weights are tensors ready to be multiplied: query, key and
-value in one matrix, gate and up in another. Who runs a decoder needs to know nothing else.
+window. Here these are fields, and the weights are ready to be multiplied: query, key and value in
+one matrix, gate and up in another. Who runs a decoder needs to know nothing else.
 
-Knows tensors and the order of the arithmetic. Does not know where weights come from, what runs
+Weights are `arrays.Array` as they are read, and torch's tensors where torch multiplies them: see
+`torch_decoder`. Knows the order of the arithmetic. Does not know where weights come from, what runs
 them, or what a request is.
 """
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Generic, Literal, Protocol, TypeVar
 
-import torch
+
+class Numbers(Protocol):
+    """What weights are, whoever holds them."""
+
+    @property
+    def shape(self) -> Sequence[int]:
+        """Sizes of the dimensions."""
+
+
+Tensor = TypeVar("Tensor", bound=Numbers)
+Other = TypeVar("Other", bound=Numbers)
+AnyDecoder = TypeVar("AnyDecoder", bound="Decoder[Any]")
+
+# What has the type of the matrices. Norms and frequencies are float32 whatever that is.
+_IN_MATRIX_TYPE = frozenset(
+    {"qkv", "qkv_bias", "output", "output_bias", "gate_up", "down", "embedding", "head"}
+)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rope:
+class Rope(Generic[Tensor]):
     """Rotary positions: the first `2 * len(frequencies)` of a head's dimensions turn.
 
     Attributes:
@@ -24,12 +42,12 @@ class Rope:
         scale: what cosines and sines are multiplied by.
     """
 
-    frequencies: torch.Tensor
+    frequencies: Tensor
     scale: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Layer:
+class Layer(Generic[Tensor]):
     """One layer: x += attention(norm(x)); x += mlp(norm(x)).
 
     Norms are root mean squares, computed in float32, and their weights are what the normalised
@@ -52,24 +70,24 @@ class Layer:
         rope: how its heads are turned; None for a layer without positions.
     """
 
-    attention_norm: torch.Tensor
-    qkv: torch.Tensor
-    qkv_bias: torch.Tensor | None = None
-    query_norm: torch.Tensor | None = None
-    key_norm: torch.Tensor | None = None
-    output: torch.Tensor
-    output_bias: torch.Tensor | None = None
-    attention_post_norm: torch.Tensor | None = None
-    mlp_norm: torch.Tensor
-    gate_up: torch.Tensor
-    down: torch.Tensor
-    mlp_post_norm: torch.Tensor | None = None
+    attention_norm: Tensor
+    qkv: Tensor
+    qkv_bias: Tensor | None = None
+    query_norm: Tensor | None = None
+    key_norm: Tensor | None = None
+    output: Tensor
+    output_bias: Tensor | None = None
+    attention_post_norm: Tensor | None = None
+    mlp_norm: Tensor
+    gate_up: Tensor
+    down: Tensor
+    mlp_post_norm: Tensor | None = None
     window: int | None = None
-    rope: Rope | None
+    rope: Rope[Tensor] | None
 
 
 @dataclass(frozen=True, kw_only=True)
-class Decoder:
+class Decoder(Generic[Tensor]):
     """A whole model; all matrices are (out, in) and contiguous, in one dtype on one device.
 
     Attributes:
@@ -94,11 +112,11 @@ class Decoder:
     heads: int
     kv_heads: int
     head_dim: int
-    embedding: torch.Tensor
+    embedding: Tensor
     embedding_scale: float = 1.0
-    layers: tuple[Layer, ...]
-    norm: torch.Tensor
-    head: torch.Tensor
+    layers: tuple[Layer[Tensor], ...]
+    norm: Tensor
+    head: Tensor
     norm_eps: float
     attention_scale: float
     attention_softcap: float | None = None
@@ -118,12 +136,42 @@ class Decoder:
         """Size of what goes from layer to layer."""
         return int(self.embedding.shape[1])
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """Type of the weights."""
-        return self.embedding.dtype
 
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return self.embedding.device
+def mapped(
+    decoder: Decoder[Tensor],
+    kind: type[AnyDecoder],
+    matrix: Callable[[Tensor], Other],
+    norm: Callable[[Tensor], Other],
+) -> AnyDecoder:
+    """The decoder of a `kind` that holds other weights.
+
+    What is shared stays shared: an embedding that is the head, the rotary positions of layers.
+
+    Args:
+        decoder: with the weights as they are.
+        kind: the class to make.
+        matrix: gives what stands for a matrix or a bias.
+        norm: gives what stands for the weights of a norm, or for frequencies.
+    """
+    made: dict[int, Any] = {}
+
+    def of(name: str, value: Any) -> Any:  # noqa: ANN401 - fields of any kind
+        if isinstance(value, tuple):
+            return tuple(whole(layer, Layer) for layer in value)
+        if isinstance(value, Rope):
+            if id(value) not in made:
+                made[id(value)] = whole(value, Rope)
+            return made[id(value)]
+        if value is None or isinstance(value, int | float | str):
+            return value
+        if id(value) not in made:
+            made[id(value)] = (matrix if name in _IN_MATRIX_TYPE else norm)(value)
+        return made[id(value)]
+
+    def whole(part: Any, kind: Any) -> Any:  # noqa: ANN401 - a dataclass of this module
+        return kind(
+            **{field.name: of(field.name, getattr(part, field.name)) for field in fields(part)}
+        )
+
+    mapped_decoder: AnyDecoder = whole(decoder, kind)
+    return mapped_decoder

@@ -10,8 +10,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from llm_inference.engine.architectures import (
     ACTIVATIONS,
     FULL,
@@ -20,6 +18,7 @@ from llm_inference.engine.architectures import (
     Settings,
     read_settings,
 )
+from llm_inference.engine.arrays import Array, rounded
 from llm_inference.engine.decoder import Decoder, Layer, Rope
 from llm_inference.engine.rope import UnknownModelError, read_rope
 from llm_inference.engine.tensors import Tensors
@@ -27,18 +26,31 @@ from llm_inference.engine.tensors import Tensors
 logger = logging.getLogger(__name__)
 
 
-def read_decoder(config: Settings, weights: Mapping[str, torch.Tensor]) -> Decoder | None:
+def knows(config: Settings) -> bool:
+    """Whether the configuration is one that is known here; its tensors may yet not be."""
+    try:
+        read_settings(config)
+    except (UnknownModelError, TypeError):
+        return False
+    return True
+
+
+def read_decoder(
+    config: Settings, weights: Mapping[str, Array], *, dtype: str | None = None
+) -> Decoder[Array] | None:
     """The decoder that a checkpoint holds, or None if anything about it is not known here.
+
+    No matrix is copied or converted: the decoder's are where the checkpoint's are.
 
     Args:
         config: the parsed config.json.
-        weights: the tensors by their names in the checkpoint, in one type on one device. What
-            needs no fusing is shared with the decoder, not copied.
+        weights: the tensors by their names in the checkpoint.
+        dtype: type that all of them will be converted to; None where they have one type already.
     """
     try:
         family, settings = read_settings(config)
-        tensors = Tensors(weights)
-        decoder = _read(family, settings, tensors)
+        tensors = Tensors(weights, mixed=dtype is not None)
+        decoder = _read(family, settings, tensors, dtype)
         tensors.check_all_read()
     except UnknownModelError as error:
         logger.info("transformers runs the model: %s", error)
@@ -50,7 +62,9 @@ def read_decoder(config: Settings, weights: Mapping[str, torch.Tensor]) -> Decod
     return decoder
 
 
-def _read(family: Family, settings: Settings, tensors: Tensors) -> Decoder:
+def _read(
+    family: Family, settings: Settings, tensors: Tensors, dtype: str | None
+) -> Decoder[Array]:
     heads, hidden = settings["num_attention_heads"], settings["hidden_size"]
     kv_heads = settings["num_key_value_heads"] or heads
     head_dim = settings["head_dim"] or hidden // heads
@@ -79,7 +93,7 @@ def _read(family: Family, settings: Settings, tensors: Tensors) -> Decoder:
         kv_heads=kv_heads,
         head_dim=head_dim,
         embedding=embedding,
-        embedding_scale=_embedding_scale(family, settings, embedding.dtype),
+        embedding_scale=_embedding_scale(family, settings, dtype or embedding.dtype),
         layers=layers,
         norm=tensors.norm("model.norm.weight", hidden, family.norm_offset),
         head=head,
@@ -113,8 +127,8 @@ def _read_layer(
     *,
     bias: bool,
     window: int | None,
-    rope: Rope | None,
-) -> Layer:
+    rope: Rope[Array] | None,
+) -> Layer[Array]:
     hidden, dim = sizes.hidden, sizes.head_dim
     attention, mlp = f"{name}.self_attn", f"{name}.mlp"
     queries, keys = sizes.heads * dim, sizes.kv_heads * dim
@@ -131,7 +145,7 @@ def _read_layer(
     if bias if family.qkv_bias is None else family.qkv_bias:
         qkv_bias = tensors.fuse([f"{part}.bias" for part in parts], qkv_rows)
 
-    def norm(of: str, size: int = hidden) -> torch.Tensor:
+    def norm(of: str, size: int = hidden) -> Array:
         return tensors.norm(f"{of}.weight", size, family.norm_offset)
 
     after = norm(f"{name}.post_attention_layernorm")
@@ -171,13 +185,13 @@ def _windows(settings: Settings, kinds: list[str]) -> list[int | None]:
 
 def _ropes(
     family: Family, settings: Settings, kinds: list[str], head_dim: int
-) -> list[Rope | None]:
+) -> list[Rope[Array] | None]:
     """The rotary positions of each layer."""
     by_kind = {
         kind: _rope(family, _rope_parameters(family, settings, kind), settings, head_dim)
         for kind in dict.fromkeys(kinds)
     }
-    ropes: list[Rope | None] = [by_kind[kind] for kind in kinds]
+    ropes: list[Rope[Array] | None] = [by_kind[kind] for kind in kinds]
     if "no_rope_layers" in settings:
         interval, turned = settings["no_rope_layer_interval"], settings["no_rope_layers"]
         turned = turned or [(layer + 1) % interval != 0 for layer in range(len(kinds))]
@@ -185,7 +199,9 @@ def _ropes(
     return ropes
 
 
-def _rope(family: Family, parameters: Mapping[str, Any], settings: Settings, head_dim: int) -> Rope:
+def _rope(
+    family: Family, parameters: Mapping[str, Any], settings: Settings, head_dim: int
+) -> Rope[Array]:
     kind = parameters.get("rope_type", parameters.get("type", "default"))
     if family.rope_types and kind not in family.rope_types:
         raise UnknownModelError(f"rotary positions of type {kind} in this family")
@@ -214,11 +230,11 @@ def _rope_parameters(family: Family, settings: Settings, kind: str) -> dict[str,
     return {"rope_theta": settings["rope_local_base_freq"] or family.local_theta, **(new or {})}
 
 
-def _embedding_scale(family: Family, settings: Settings, dtype: torch.dtype) -> float:
+def _embedding_scale(family: Family, settings: Settings, dtype: str) -> float:
     if family.scales_embedding:
         return float(settings["hidden_size"] ** 0.5)
     scale = float(settings.get("embedding_multiplier", 1.0))
     # A decoder's scale is rounded to the type of the embedding, this family's is not.
-    if torch.tensor(scale, dtype=dtype).item() != scale:
+    if rounded(scale, dtype) != scale:
         raise UnknownModelError(f"embedding_multiplier {scale} in {dtype}")
     return scale

@@ -191,7 +191,7 @@ class DeviceReport:
         name: the processor's or the card's own.
         dtype: type that is computed in.
         memory_bytes: the card's memory; on cpu what this container may use.
-        threads: torch's intra-op threads.
+        threads: that compute.
     """
 
     type: str

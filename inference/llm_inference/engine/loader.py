@@ -1,8 +1,9 @@
-"""From a model directory to a running engine. Imports torch: import this late.
+"""From a model directory to a running engine. Imports much: import this late.
 
 Models of the families known here are read straight from their files and run by our own runners;
-transformers, whose import takes seconds, loads and runs everything else. Knows devices, types and
-memory. Tells its caller which phase it is in and ends every failure in one sentence.
+transformers, whose import takes seconds, loads and runs everything else. torch is imported for it
+and for a card, and not where the native library runs the model. Knows devices, types and memory.
+Tells its caller which phase it is in and ends every failure in one sentence.
 """
 
 import gc
@@ -14,14 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-import torch
-
 from llm_inference.engine import machine, models
 from llm_inference.engine.codec import HuggingFaceCodec
 from llm_inference.engine.directory import ModelDirectory, ModelLoadError
 from llm_inference.engine.generation import BatchingEngine
 from llm_inference.engine.interface import Capacity, DeviceReport, Engine, Observer
-from llm_inference.engine.models import GenerativeModel
+from llm_inference.engine.models import Device, GenerativeModel
+from llm_lean.importing import import_torch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -69,23 +69,27 @@ def load_model(
     Raises:
         ModelLoadError: it cannot be served; the message is one sentence.
     """
-    on_phase("loading")
     if options.quantization != "none" and not directory.generates:
         raise ModelLoadError(
             f"LLM_QUANTIZATION is {options.quantization}, but {directory.model_id} computes "
             "embeddings, and only models that generate text are quantized"
         )
     threads = options.threads or machine.processors()
-    torch.set_num_threads(threads)
     device = _pick_device(options.device)
+    if device == "cuda" or not _runs_without_torch(directory, options):
+        # What is not known before the weights are read is imported while they are.
+        import_torch()
+    if device == "cuda":
+        _without_cudnn()
+    on_phase("loading")
     with _one_sentence(directory.path):
         codec = HuggingFaceCodec.load(directory.path)
         # The first conversation would wait for it, the start of the server need not.
         threading.Thread(target=codec.prepare, name="chat template", daemon=True).start()
         if directory.generates:
-            built = _generation(directory, options, device, codec, observer)
+            built = _generation(directory, options, device, codec, observer, threads=threads)
         else:
-            built = _embedding(directory, options, device, codec, observer)
+            built = _embedding(directory, options, device, codec, observer, threads=threads)
     on_phase("warming")
     with _one_sentence(directory.path):
         built.warm()
@@ -95,20 +99,28 @@ def load_model(
     return LoadedModel(
         engine=built.start(),
         device=DeviceReport(
-            type=device.type,
+            type=device,
             name=_device_name(device),
-            dtype=str(built.dtype).removeprefix("torch."),
+            dtype=built.dtype,
             memory_bytes=_device_memory(device),
             threads=threads,
         ),
     )
 
 
+def _without_cudnn() -> None:
+    """Let torch choose its own kernels: images leave cuDNN's out, which text models do not need."""
+    import torch  # noqa: PLC0415
+
+    torch.backends.cudnn.enabled = False
+    torch.backends.cuda.enable_cudnn_sdp(enabled=False)
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Built:
     """A loaded model: its type, how it is warmed, and how its engine starts."""
 
-    dtype: torch.dtype
+    dtype: str
     warm: Callable[[], None]
     start: Callable[[], Engine]
 
@@ -116,12 +128,18 @@ class _Built:
 def _generation(
     directory: ModelDirectory,
     options: LoadOptions,
-    device: torch.device,
+    device: Device,
     codec: HuggingFaceCodec,
     observer: Observer,
+    *,
+    threads: int,
 ) -> _Built:
     model = models.load_generative(
-        directory, dtype=options.dtype, quantization=options.quantization, device=device
+        directory,
+        dtype=options.dtype,
+        quantization=options.quantization,
+        device=device,
+        threads=threads,
     )
     length, rows = _cache_size(model, options)
     capacity = Capacity(
@@ -150,10 +168,14 @@ def _generation(
 def _embedding(
     directory: ModelDirectory,
     options: LoadOptions,
-    device: torch.device,
+    device: Device,
     codec: HuggingFaceCodec,
     observer: Observer,
+    *,
+    threads: int,
 ) -> _Built:
+    import torch  # noqa: PLC0415
+
     from llm_inference.engine import pretrained  # noqa: PLC0415 - imports transformers
     from llm_inference.engine.embedding import (  # noqa: PLC0415
         PoolingEngine,
@@ -161,8 +183,9 @@ def _embedding(
         read_pooling,
     )
 
+    torch.set_num_threads(threads)
     model: PreTrainedModel = pretrained.load_pretrained(
-        directory, dtype=options.dtype, quantization="none", device=device
+        directory, dtype=options.dtype, quantization="none", device=torch.device(device)
     )
     pooling = read_pooling(directory.path)
     own = getattr(model.config, "max_position_embeddings", None) or 512
@@ -192,35 +215,46 @@ def _embedding(
             observer=observer,
         )
 
-    return _Built(dtype=model.dtype, warm=warm, start=start)
+    dtype = str(model.dtype).removeprefix("torch.")
+    return _Built(dtype=dtype, warm=warm, start=start)
 
 
-def _pick_device(wanted: str) -> torch.device:
+def _runs_without_torch(directory: ModelDirectory, options: LoadOptions) -> bool:
+    return options.quantization == "none" and models.runs_without_torch(directory, options.dtype)
+
+
+def _pick_device(wanted: str) -> Device:
     if wanted == "cpu":
-        return torch.device("cpu")
-    usable = torch.cuda.is_available()
+        return "cpu"
+    usable = machine.may_have_cards() and _torch_has_cards()
     if wanted == "cuda" and not usable:
         raise ModelLoadError("LLM_DEVICE is cuda, but no CUDA device can be used here")
     if not usable:
         logger.info("no CUDA device can be used here: the model runs on the cpu")
-    return torch.device("cuda" if usable else "cpu")
+    return "cuda" if usable else "cpu"
 
 
-def _device_memory(device: torch.device) -> int:
-    if device.type == "cuda":
+def _torch_has_cards() -> bool:
+    import_torch()
+    import torch  # noqa: PLC0415
+
+    return torch.cuda.is_available()
+
+
+def _device_memory(device: Device) -> int:
+    if device == "cuda":
+        import torch  # noqa: PLC0415
+
         return int(torch.cuda.get_device_properties(device).total_memory)
     return machine.total_memory()
 
 
-def _device_name(device: torch.device) -> str:
-    if device.type == "cuda":
+def _device_name(device: Device) -> str:
+    if device == "cuda":
+        import torch  # noqa: PLC0415
+
         return str(torch.cuda.get_device_name(device))
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return "cpu"
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, "cpu")
+    return machine.processor_name()
 
 
 def _cache_size(model: GenerativeModel, options: LoadOptions) -> tuple[int, int]:
@@ -231,7 +265,7 @@ def _cache_size(model: GenerativeModel, options: LoadOptions) -> tuple[int, int]
             f"LLM_MAX_LENGTH is {wanted}, but the model reads {own} tokens at most"
         )
     batch = options.max_concurrency
-    share = int(_free_memory(model.device) * _CACHE_SHARE[model.device.type])
+    share = int(_free_memory(model) * _CACHE_SHARE[model.device])
     tokens = share // model.bytes_per_token
     room = tokens // batch
     length = wanted or min(own or room, room)
@@ -246,11 +280,13 @@ def _cache_size(model: GenerativeModel, options: LoadOptions) -> tuple[int, int]
     return length, batch + kept
 
 
-def _free_memory(device: torch.device) -> int:
-    if device.type == "cuda":
-        free: int = torch.cuda.mem_get_info(device)[0]
+def _free_memory(model: GenerativeModel) -> int:
+    if model.device == "cuda":
+        import torch  # noqa: PLC0415
+
+        free: int = torch.cuda.mem_get_info(model.device)[0]
         return free
-    return machine.available_memory()
+    return max(0, machine.available_memory() - model.mapped_bytes)
 
 
 @contextmanager

@@ -1,8 +1,10 @@
-"""What the container may use: processors and memory, from its cgroup and affinity.
+"""What the container may use: processors, memory and cards, and what the processor can do.
 
-Knows Linux control groups of both versions. Knows nothing of the model.
+Knows Linux control groups of both versions, /proc, and how CUDA's driver is asked without torch.
+Knows nothing of the model.
 """
 
+import ctypes
 import math
 import os
 from pathlib import Path
@@ -10,6 +12,9 @@ from pathlib import Path
 _CGROUP = Path("/sys/fs/cgroup")
 # Version 1 writes "no limit" as a number close to 2**63.
 _UNLIMITED = 1 << 60
+_CPUINFO = Path("/proc/cpuinfo")
+# Where AMD's driver is, torch may have a device that it calls cuda too.
+_ROCM = Path("/dev/kfd")
 
 
 def processors(root: Path = _CGROUP) -> int:
@@ -31,6 +36,41 @@ def total_memory(root: Path = _CGROUP, meminfo: Path = Path("/proc/meminfo")) ->
     total = _meminfo(meminfo, "MemTotal")
     limit, _ = _memory_limit(root)
     return total if limit is None else min(total, limit)
+
+
+def processor_name(cpuinfo: Path = _CPUINFO) -> str:
+    """What the processor calls itself, "cpu" if it does not say."""
+    return _cpuinfo(cpuinfo, "model name") or "cpu"
+
+
+def processor_features(cpuinfo: Path = _CPUINFO) -> frozenset[str]:
+    """The instruction sets that the processor has, as Linux names them; none if it does not say."""
+    return frozenset((_cpuinfo(cpuinfo, "flags") or "").split())
+
+
+def may_have_cards(driver: str = "libcuda.so.1", rocm: Path = _ROCM) -> bool:
+    """Whether it is worth asking torch for a card: CUDA's driver has one, or AMD's is there."""
+    if rocm.exists():
+        return True
+    try:
+        library = ctypes.CDLL(driver)
+        count = ctypes.c_int(0)
+        failed = library.cuInit(0) or library.cuDeviceGetCount(ctypes.byref(count))
+    except (OSError, AttributeError):
+        return False
+    return not failed and count.value > 0
+
+
+def _cpuinfo(cpuinfo: Path, name: str) -> str | None:
+    try:
+        with cpuinfo.open(encoding="utf-8", errors="replace") as lines:
+            for line in lines:
+                key, _, value = line.partition(":")
+                if key.strip() == name:
+                    return value.strip()
+    except OSError:
+        pass
+    return None
 
 
 def _processor_quota(root: Path) -> float | None:

@@ -1,6 +1,7 @@
 """Models that generate text, whoever runs them: a decoder read here, or one of transformers.
 
-Knows which runner suits which model. Does not know requests.
+Knows which runner suits which model, and imports torch for those that need it. Does not know
+requests.
 """
 
 import logging
@@ -8,17 +9,22 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
-
+from llm_inference.engine import native
+from llm_inference.engine.arrays import FLOATING, Array
 from llm_inference.engine.checkpoint import Checkpoint
+from llm_inference.engine.cpu_runner import CpuRunner
 from llm_inference.engine.decoder import Decoder
 from llm_inference.engine.directory import ModelDirectory, read_json
-from llm_inference.engine.families import read_decoder
-from llm_inference.engine.step import Runner
+from llm_inference.engine.families import knows, read_decoder
+from llm_inference.engine.interface import SamplingParams
+from llm_inference.engine.step import Draw, Runner
+from llm_lean.importing import import_torch
 
 logger = logging.getLogger(__name__)
 
 _WARM_TOKENS = 8
+
+Device = Literal["cpu", "cuda"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,22 +32,37 @@ class GenerativeModel:
     """A loaded model, and how to make what runs it.
 
     Attributes:
-        dtype: type that is computed in.
+        dtype: name of the type that is computed in.
         device: where the weights are.
         vocabulary: token ids are less than this.
         max_length: positions the model was made for, or None.
         bytes_per_token: of the cache.
+        mapped_bytes: of weights that are used where they lie in the page cache, which does not
+            count as memory in use: it has to stay there nevertheless.
         ends: token ids that end a sequence; None if the model's files do not say.
         runner: from rows and tokens of one row to a runner.
     """
 
-    dtype: torch.dtype
-    device: torch.device
+    dtype: str
+    device: Device
     vocabulary: int
     max_length: int | None
     bytes_per_token: int
+    mapped_bytes: int
     ends: int | list[int] | None
     runner: Callable[[int, int], Runner]
+
+
+def runs_without_torch(directory: ModelDirectory, dtype: str) -> bool:
+    """Whether the cpu will most likely run the model by the native library.
+
+    Its tensors have not been looked at: one that is not known still brings transformers in.
+    """
+    return (
+        directory.generates
+        and knows(directory.config)
+        and native.computes_in(_wanted_type(directory, dtype))
+    )
 
 
 def load_generative(
@@ -49,7 +70,8 @@ def load_generative(
     *,
     dtype: str,
     quantization: Literal["none", "int8"],
-    device: torch.device,
+    device: Device,
+    threads: int,
 ) -> GenerativeModel:
     """Load the model on `device`; `dtype` "auto" is the checkpoint's own.
 
@@ -57,32 +79,26 @@ def load_generative(
         ModelLoadError: the checkpoint lacks weights, or cannot be batched or quantized.
     """
     if quantization == "none":
-        decoder = load_decoder(directory, dtype=dtype, device=device)
-        if decoder is not None and (model := _decoder_model(directory, decoder)) is not None:
+        model = _known_model(directory, dtype, device, threads)
+        if model is not None:
             return model
-        del decoder  # before the same weights are loaded once more
-    return _pretrained_model(directory, dtype, quantization, device)
+    return _pretrained_model(directory, dtype, quantization, device, threads)
 
 
-def load_decoder(directory: ModelDirectory, *, dtype: str, device: torch.device) -> Decoder | None:
+def load_decoder(directory: ModelDirectory, *, dtype: str) -> Decoder[Array] | None:
     """The decoder in a model directory, or None for a family that is not known here.
+
+    Its weights are where they lie in the mapped files, in the type that they have there.
 
     Raises:
         OSError: a file cannot be read.
         ValueError: a file is malformed.
     """
-    config = directory.config
-    # Older configurations call it torch_dtype; without either a checkpoint's own type is taken.
-    own = config.get("dtype") or config.get("torch_dtype")
-    name = own if dtype == "auto" else dtype
-    wanted = getattr(torch, str(name), None) if name else None
-    checkpoint = Checkpoint(
-        directory.path, dtype=wanted if isinstance(wanted, torch.dtype) else None, device=device
-    )
-    decoder = read_decoder(config, checkpoint)
-    # What was copied need not stay mapped, and what was not comes back from the page cache.
-    checkpoint.release()
-    return decoder
+    if not knows(directory.config):
+        # Said in words, without opening a file.
+        return read_decoder(directory.config, {})
+    wanted = _wanted_type(directory, dtype)
+    return read_decoder(directory.config, Checkpoint(directory.path), dtype=wanted)
 
 
 def warm(runner: Runner) -> None:
@@ -90,50 +106,90 @@ def warm(runner: Runner) -> None:
     if (prepare := getattr(runner, "warm", None)) is not None:
         prepare()
     runner.prefill(0, [0] * _WARM_TOKENS, 0, None)
-    runner.decode(0, [0], [_WARM_TOKENS], [])
+    greedy = Draw(sampling=SamplingParams(temperature=0), seed=0)
+    runner.decode(0, [0], [_WARM_TOKENS], [greedy])
 
 
-def _decoder_model(directory: ModelDirectory, decoder: Decoder) -> GenerativeModel | None:
-    """The decoder with our own runner for its device; None if that cannot run it."""
-    found = _cuda_runner(decoder) if decoder.device.type == "cuda" else _cpu_runner(decoder)
-    if found is None:
+def _wanted_type(directory: ModelDirectory, dtype: str) -> str | None:
+    """The type to compute in; None for that of the checkpoint's tensors, whatever it is."""
+    config = directory.config
+    # Older configurations call it torch_dtype.
+    own = config.get("dtype") or config.get("torch_dtype")
+    name = str(own if dtype == "auto" else dtype)
+    return name if name in FLOATING else None
+
+
+def _known_model(
+    directory: ModelDirectory, dtype: str, device: Device, threads: int
+) -> GenerativeModel | None:
+    """The model by a decoder read here and our own runner; None if there is none for it."""
+    decoder = load_decoder(directory, dtype=dtype)
+    if decoder is None:
+        return None
+    wanted = _wanted_type(directory, dtype) or decoder.embedding.dtype
+    on = _on_cuda if device == "cuda" else _on_cpu
+    made = on(decoder, wanted, threads)
+    if made is None:
         logger.info("transformers runs the model: there is no runner for it here")
         return None
-    runner, bytes_per_token = found
+    runner, bytes_per_token, mapped = made
     return GenerativeModel(
-        dtype=decoder.dtype,
-        device=decoder.device,
+        dtype=wanted,
+        device=device,
         vocabulary=decoder.vocabulary,
         max_length=decoder.max_length,
         bytes_per_token=bytes_per_token,
+        mapped_bytes=mapped,
         ends=_end_tokens(directory),
         runner=runner,
     )
 
 
-def _cpu_runner(decoder: Decoder) -> tuple[Callable[[int, int], Runner], int] | None:
-    from llm_inference.engine.cpu_runner import CpuRunner  # noqa: PLC0415 - loads a library
+# A runner for rows and tokens of one row, bytes of the cache for a token, and bytes of weights that
+# stay mapped.
+_Made = tuple[Callable[[int, int], Runner], int, int]
 
-    if not CpuRunner.supported(decoder):
+
+def _on_cpu(decoder: Decoder[Array], dtype: str, threads: int) -> _Made | None:
+    if not native.computes_in(dtype):
+        return None
+    converted = native.converted(decoder, dtype)
+    if not CpuRunner.supported(converted):
         return None
     return (
-        lambda rows, length: CpuRunner(decoder, rows=rows, max_length=length),
-        CpuRunner.bytes_per_token(decoder),
+        lambda rows, length: CpuRunner(converted, rows=rows, max_length=length, threads=threads),
+        CpuRunner.bytes_per_token(converted),
+        bytes_of(decoder) if decoder.embedding.dtype == dtype else 0,
     )
 
 
-def _cuda_runner(decoder: Decoder) -> tuple[Callable[[int, int], Runner], int] | None:
-    from llm_inference.engine.cuda_runner import (  # noqa: PLC0415 - only where there is a card
+def bytes_of(decoder: Decoder[Array]) -> int:
+    """Bytes of its matrices."""
+    matrices = {id(decoder.embedding): decoder.embedding, id(decoder.head): decoder.head}
+    for layer in decoder.layers:
+        for matrix in (layer.qkv, layer.output, layer.gate_up, layer.down):
+            matrices[id(matrix)] = matrix
+    return sum(matrix.shape[0] * matrix.row_bytes for matrix in matrices.values())
+
+
+def _on_cuda(decoder: Decoder[Array], dtype: str, threads: int) -> _Made | None:
+    import torch  # noqa: PLC0415 - only where there is a card
+
+    from llm_inference.engine.cuda_runner import (  # noqa: PLC0415
         CudaRunner,
         cache_bytes_per_token,
         supported,
     )
+    from llm_inference.engine.torch_decoder import to_torch  # noqa: PLC0415
 
-    if not supported(decoder):
+    torch.set_num_threads(threads)
+    there = to_torch(decoder, dtype=getattr(torch, dtype), device="cuda")
+    if not supported(there):
         return None
     return (
-        lambda rows, length: CudaRunner(decoder, rows=rows, max_length=length),
-        cache_bytes_per_token(decoder),
+        lambda rows, length: CudaRunner(there, rows=rows, max_length=length),
+        cache_bytes_per_token(there),
+        0,
     )
 
 
@@ -149,14 +205,19 @@ def _pretrained_model(
     directory: ModelDirectory,
     dtype: str,
     quantization: Literal["none", "int8"],
-    device: torch.device,
+    device: Device,
+    threads: int,
 ) -> GenerativeModel:
+    import_torch()
+    import torch  # noqa: PLC0415
+
     from llm_inference.engine import pretrained  # noqa: PLC0415 - imports transformers
     from llm_inference.engine.cache import RowCache  # noqa: PLC0415
     from llm_inference.engine.runner import CausalRunner  # noqa: PLC0415
 
+    torch.set_num_threads(threads)
     model = pretrained.load_pretrained(
-        directory, dtype=dtype, quantization=quantization, device=device
+        directory, dtype=dtype, quantization=quantization, device=torch.device(device)
     )
     shapes, windows = pretrained.cache_shapes(model), pretrained.windows(model, directory)
 
@@ -167,11 +228,12 @@ def _pretrained_model(
         return CausalRunner(model=model, cache=cache, windows=windows)
 
     return GenerativeModel(
-        dtype=model.dtype,
-        device=model.device,
+        dtype=str(model.dtype).removeprefix("torch."),
+        device=device,
         vocabulary=model.get_input_embeddings().num_embeddings,
         max_length=getattr(model.config.get_text_config(), "max_position_embeddings", None),
         bytes_per_token=RowCache.bytes_per_token(shapes, model.dtype),
+        mapped_bytes=0,
         ends=pretrained.end_tokens(model),
         runner=runner,
     )

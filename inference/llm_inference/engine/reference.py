@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch import nn
 
-from llm_inference.engine.decoder import Decoder, Layer, Rope
+from llm_inference.engine.torch_decoder import Decoder, Layer, Rope
 
 _ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "silu": nn.functional.silu,

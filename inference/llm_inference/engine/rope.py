@@ -6,11 +6,10 @@ is not known here, and is refused.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
-
+from llm_inference.engine.arrays import Array, rounded, singles
 from llm_inference.engine.decoder import Rope
 
 # What each variant reads beside its type and base; anything else is refused.
@@ -45,7 +44,7 @@ class UnknownModelError(Exception):
     """Something in a model's configuration or weights is not known here; the message names it."""
 
 
-def read_rope(parameters: Mapping[str, Any], *, head_dim: int, max_length: int) -> Rope:
+def read_rope(parameters: Mapping[str, Any], *, head_dim: int, max_length: int) -> Rope[Array]:
     """The rotary positions that `parameters` describe.
 
     Args:
@@ -66,41 +65,54 @@ def read_rope(parameters: Mapping[str, Any], *, head_dim: int, max_length: int) 
     if dimensions % 2 or dimensions <= 0:
         raise UnknownModelError(f"{dimensions} rotary dimensions")
     base = float(given["rope_theta"])
-    exponents = torch.arange(0, dimensions, 2, dtype=torch.int64).float() / dimensions
-    frequencies = 1.0 / (base**exponents)
+    # Models were trained with what float32 made of these: it is rounded where torch would.
+    turns = [_single(base ** _single(at / dimensions)) for at in range(0, dimensions, 2)]
+    frequencies = [_single(1.0 / each) for each in turns]
     original = given.get("original_max_position_embeddings") or max_length
     if kind == "linear":
-        return Rope(frequencies=frequencies / given["factor"])
+        return Rope(frequencies=singles(each / given["factor"] for each in frequencies))
     if kind == "llama3":
-        return Rope(frequencies=_llama3(frequencies, given, original))
+        return Rope(frequencies=singles(_llama3(frequencies, given, original)))
     if kind == "yarn":
         # Here null is not the default.
         given["truncate"] = parameters.get("truncate", True)
-        return _yarn(base, exponents, given, original, max_length)
-    return Rope(frequencies=frequencies)
+        return _yarn(base, turns, given, original, max_length)
+    return Rope(frequencies=singles(frequencies))
 
 
-def _llama3(frequencies: torch.Tensor, given: Mapping[str, Any], original: int) -> torch.Tensor:
+def _single(number: float) -> float:
+    return rounded(number, "float32")
+
+
+def _llama3(frequencies: Sequence[float], given: Mapping[str, Any], original: int) -> list[float]:
     """Slow dimensions turn `factor` times slower, fast ones as before, and a ramp between."""
-    factor, low, high = (given[key] for key in ("factor", "low_freq_factor", "high_freq_factor"))
-    wavelengths = 2 * math.pi / frequencies
-    smooth = (original / wavelengths - low) / (high - low)
-    between = (1 - smooth) * frequencies / factor + smooth * frequencies
-    slowed = torch.where(wavelengths > original / low, frequencies / factor, between)
-    return torch.where(wavelengths < original / high, frequencies, slowed)
+    factor: float = given["factor"]
+    low: float = given["low_freq_factor"]
+    high: float = given["high_freq_factor"]
+
+    def slowed(frequency: float) -> float:
+        wavelength = 2 * math.pi / frequency
+        if wavelength < original / high:
+            return frequency
+        if wavelength > original / low:
+            return frequency / factor
+        smooth = (original / wavelength - low) / (high - low)
+        return (1 - smooth) * frequency / factor + smooth * frequency
+
+    return [slowed(frequency) for frequency in frequencies]
 
 
 def _yarn(
-    base: float, exponents: torch.Tensor, given: Mapping[str, Any], original: int, max_length: int
-) -> Rope:
+    base: float, turns: Sequence[float], given: Mapping[str, Any], original: int, max_length: int
+) -> Rope[Array]:
     """Interpolates slow dimensions, extrapolates fast ones, and sharpens attention a little."""
-    dimensions = 2 * len(exponents)
+    dimensions = 2 * len(turns)
     factor = given.get("factor") or max_length / original
 
     def dimension_of(rotations: float) -> float:
         """The dimension that turns so many times within the original length."""
-        turns = original / (rotations * 2 * math.pi)
-        return dimensions * math.log(turns) / (2 * math.log(base))
+        wavelengths = original / (rotations * 2 * math.pi)
+        return dimensions * math.log(wavelengths) / (2 * math.log(base))
 
     low = dimension_of(given.get("beta_fast") or 32)
     high = dimension_of(given.get("beta_slow") or 1)
@@ -109,10 +121,11 @@ def _yarn(
     low, high = max(low, 0), min(high, dimensions - 1)
     if low == high:
         high += 0.001
-    ramp = ((torch.arange(dimensions // 2).float() - low) / (high - low)).clamp(0, 1)
-    turning = base**exponents
-    frequencies = ramp / (factor * turning) + (1 - ramp) / turning
-    return Rope(frequencies=frequencies, scale=_yarn_scale(given, factor))
+    ramps = [min(max((at - low) / (high - low), 0.0), 1.0) for at in range(len(turns))]
+    frequencies = [
+        ramp / (factor * turn) + (1 - ramp) / turn for ramp, turn in zip(ramps, turns, strict=True)
+    ]
+    return Rope(frequencies=singles(frequencies), scale=_yarn_scale(given, factor))
 
 
 def _yarn_scale(given: Mapping[str, Any], factor: float) -> float:

@@ -5,8 +5,7 @@ Knows names and shapes. Does not know files or what a model does with its tensor
 
 from collections.abc import Mapping, Sequence
 
-import torch
-
+from llm_inference.engine.arrays import FLOATING, Array, stack, widened
 from llm_inference.engine.rope import UnknownModelError
 
 # Older checkpoints hold what follows from the configuration.
@@ -17,15 +16,17 @@ class Tensors:
     """Takes tensors out of a checkpoint and remembers which.
 
     Args:
-        weights: the tensors by name; all of one type.
+        weights: the tensors by name.
+        mixed: whether they may be of several floating point types.
     """
 
-    def __init__(self, weights: Mapping[str, torch.Tensor]) -> None:
+    def __init__(self, weights: Mapping[str, Array], *, mixed: bool = False) -> None:
         self._weights = weights
         self._left = {name for name in weights if not name.endswith(_DERIVED)}
-        self._dtype: torch.dtype | None = None
+        self._mixed = mixed
+        self._dtype: str | None = None
 
-    def take(self, name: str, shape: Sequence[int]) -> torch.Tensor:
+    def take(self, name: str, shape: Sequence[int]) -> Array:
         """The tensor of this name.
 
         Raises:
@@ -35,23 +36,26 @@ class Tensors:
             raise UnknownModelError(f"a checkpoint without {name}")
         tensor = self._weights[name]
         self._left.discard(name)
-        if tensor.shape != torch.Size(shape):
-            raise UnknownModelError(f"{name} of shape {tuple(tensor.shape)}, not {tuple(shape)}")
-        self._dtype = self._dtype or tensor.dtype
-        if tensor.dtype != self._dtype or not tensor.is_floating_point():
+        if tensor.shape != tuple(shape):
+            raise UnknownModelError(f"{name} of shape {tensor.shape}, not {tuple(shape)}")
+        if self._mixed or self._dtype is None:
+            self._dtype = tensor.dtype
+        if tensor.dtype != self._dtype or tensor.dtype not in FLOATING:
             raise UnknownModelError(f"{name} of type {tensor.dtype}")
-        return tensor.contiguous()
+        return tensor
 
-    def fuse(self, names: Sequence[str], rows: Sequence[int], *columns: int) -> torch.Tensor:
-        """The tensors of these names, (rows[i], *columns), one below the other; a copy."""
+    def fuse(self, names: Sequence[str], rows: Sequence[int], *columns: int) -> Array:
+        """The tensors of these names, (rows[i], *columns), one below the other; not copied."""
         parts = [
             self.take(name, (count, *columns)) for name, count in zip(names, rows, strict=True)
         ]
-        return torch.cat(parts)
+        if len({part.dtype for part in parts}) > 1:
+            raise UnknownModelError(f"{names[0]} and {names[-1]} of different types")
+        return stack(parts)
 
-    def norm(self, name: str, size: int, offset: float) -> torch.Tensor:
+    def norm(self, name: str, size: int, offset: float) -> Array:
         """A norm's weights in float32, `offset` added."""
-        return self.take(name, (size,)).float() + offset
+        return widened(self.take(name, (size,)), offset)
 
     def ignore(self, name: str) -> None:
         """Let a tensor be there that nobody takes."""

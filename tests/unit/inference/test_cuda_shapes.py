@@ -8,7 +8,7 @@ import torch
 from llm_inference.engine.cuda_kernels import supported
 from llm_inference.engine.cuda_module import CudaModuleError, compile_binary
 from llm_inference.engine.cuda_runner import CudaRunner, _batch_size, cache_bytes_per_token
-from llm_inference.engine.decoder import Decoder, Layer, Rope
+from llm_inference.engine.torch_decoder import Decoder, Layer, Rope
 
 
 def decoder(*, heads=4, kv_heads=2, head_dim=64, hidden=256, dtype=torch.bfloat16):

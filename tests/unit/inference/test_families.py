@@ -10,7 +10,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from llm_inference.engine import reference
 from llm_inference.engine.architectures import COMMON, FAMILIES
-from llm_inference.engine.families import read_decoder
+from llm_inference.engine.families import knows
+from llm_inference.engine.families import read_decoder as read_arrays
+from llm_inference.engine.torch_decoder import array_of, to_torch
 
 SHAPE = {
     "vocab_size": 97,
@@ -109,6 +111,13 @@ MODELS = {
         },
     ),
 }
+
+
+def read_decoder(config, weights, **more):
+    """Of tensors, with tensors."""
+    arrays = {name: array_of(tensor) for name, tensor in weights.items()}
+    found = read_arrays(config, arrays, **more)
+    return None if found is None else to_torch(found)
 
 
 @pytest.fixture
@@ -254,19 +263,42 @@ def test_tensors_that_are_missing_or_left_over_or_of_two_types_are_left_to_trans
     assert read_decoder(config, weights | derived) is not None
 
 
-def test_what_needs_no_fusing_is_not_copied(save):
-    _, config, weights = save("phi3", tie_word_embeddings=True)
-    decoder = read_decoder(config, weights)
+def test_tensors_of_two_types_are_read_where_all_will_be_converted(save):
+    _, config, weights = save("llama")
+    name = "model.layers.2.self_attn.o_proj.weight"
+    mixed = weights | {name: weights[name].bfloat16(), "model.norm.weight": torch.ones(32).half()}
+    assert read_decoder(config, mixed) is None
+    decoder = read_decoder(config, mixed, dtype="float32")
+    assert decoder.layers[2].output.dtype is torch.bfloat16
+    assert torch.equal(decoder.norm, torch.ones(32))
+    name = "model.layers.2.self_attn.k_proj.weight"
+    assert read_decoder(config, weights | {name: weights[name].half()}, dtype="float32") is None
+
+
+def test_a_family_is_known_by_its_configuration():
+    assert knows({"model_type": "llama", **SHAPE})
+    assert not knows({"model_type": "gpt2", **SHAPE})
+    assert not knows({"model_type": "llama", **SHAPE, "attention_sinks": 4})
+    assert not knows({"model_type": ["llama"]})
+
+
+@pytest.mark.parametrize("family", ["llama", "phi3"])
+def test_nothing_is_copied(save, family):
+    _, config, weights = save(family, tie_word_embeddings=True)
+    decoder = read_arrays(config, {name: array_of(tensor) for name, tensor in weights.items()})
     layer, name = decoder.layers[1], "model.layers.1"
-    for tensor, source in (
+    qkv = ["qkv_proj"] if family == "phi3" else ["q_proj", "k_proj", "v_proj"]
+    gate_up = ["gate_up_proj"] if family == "phi3" else ["gate_proj", "up_proj"]
+    for array, *sources in (
         (decoder.embedding, "model.embed_tokens.weight"),
         (decoder.head, "model.embed_tokens.weight"),
-        (layer.qkv, f"{name}.self_attn.qkv_proj.weight"),
+        (layer.qkv, *(f"{name}.self_attn.{part}.weight" for part in qkv)),
         (layer.output, f"{name}.self_attn.o_proj.weight"),
-        (layer.gate_up, f"{name}.mlp.gate_up_proj.weight"),
+        (layer.gate_up, *(f"{name}.mlp.{part}.weight" for part in gate_up)),
         (layer.down, f"{name}.mlp.down_proj.weight"),
     ):
-        assert tensor.data_ptr() == weights[source].data_ptr()
+        addresses = [weights[source].data_ptr() for source in sources]
+        assert [piece.address for piece in array.pieces] == addresses
 
 
 def test_norms_are_float32_whatever_the_matrices_are(save):

@@ -15,18 +15,25 @@ NOT_AT_START = (
     "llguidance",
     "mpmath",
     "networkx",
+    "numpy",
     "opentelemetry.exporter",
     "opentelemetry.sdk",
     "safetensors",
     "sympy",
+    "torch",
+    "transformers",
+    "triton",
+)
+# What a start on a card imports torch without.
+LEFT_OUT_OF_TORCH = (
     "torch._decomp",
+    "torch._dynamo",
     "torch._export",
     "torch._meta_registrations",
     "torch._prims",
     "torch._refs",
     "torch.export",
-    "transformers",
-    "triton",
+    "sympy",
 )
 SIZES = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1}
 
@@ -75,7 +82,7 @@ def test_a_server_serves_without_importing_what_is_heavy(small_model):
         "import asyncio, os, sys\n"
         f"os.environ['LLM_MODEL_DIR'] = {str(small_model)!r}\n"
         "import llm_inference.server\n"
-        "from llm_inference.engine.interface import GenerationRequest\n"
+        "from llm_inference.engine.interface import GenerationRequest, SamplingParams\n"
         "from llm_inference.health import Health\n"
         "from llm_inference.serving import Serving, load_engine\n"
         "from llm_inference.settings import load_settings\n"
@@ -83,12 +90,26 @@ def test_a_server_serves_without_importing_what_is_heavy(small_model):
         "    serving = Serving(load_settings(), Health(started_at=0))\n"
         "    engine = await asyncio.to_thread(load_engine, serving)\n"
         "    prompt = engine.codec.encode_chat([{'role': 'user', 'content': 'A'}])\n"
-        "    request = GenerationRequest(prompt=prompt, max_tokens=3)\n"
-        "    events = [event async for event in engine.submit(request)]\n"
-        "    assert events[-1].error is None\n"
+        "    penalties = SamplingParams(top_p=0.9, frequency_penalty=0.5, logit_bias={3: 1.0})\n"
+        "    for sampling in (SamplingParams(), penalties):\n"
+        "        request = GenerationRequest(\n"
+        "            prompt=prompt, max_tokens=3, sampling=sampling, logprobs=2\n"
+        "        )\n"
+        "        events = [event async for event in engine.submit(request)]\n"
+        "        assert events[-1].error is None\n"
         "    await engine.close()\n"
         "asyncio.run(main())\n"
         f"print([m for m in {NOT_AT_START} if m in sys.modules])\n"
+    )
+    assert run(code) == ["[]"]
+
+
+def test_torch_is_imported_without_what_only_exporting_needs():
+    code = (
+        "from llm_lean.importing import import_torch\n"
+        "import_torch()\n"
+        "import sys, llm_inference.engine.cuda_runner\n"
+        f"print([m for m in {LEFT_OUT_OF_TORCH} if m in sys.modules])\n"
     )
     assert run(code) == ["[]"]
 

@@ -1,6 +1,8 @@
 """What a container may use, from control groups of both versions."""
 
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -83,3 +85,37 @@ def test_available_memory(tmp_path, files, expected):
 def test_total_memory(tmp_path, files, expected):
     (meminfo := tmp_path / "meminfo").write_text(MEMINFO)
     assert machine.total_memory(named(tmp_path, files), meminfo) == expected
+
+
+def test_what_the_processor_says_of_itself(tmp_path):
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text("processor\t: 0\nmodel name\t: Some: CPU\nflags\t\t: fpu avx2 fma\n")
+    assert machine.processor_name(cpuinfo) == "Some: CPU"
+    assert machine.processor_features(cpuinfo) == {"fpu", "avx2", "fma"}
+    for nothing in (tmp_path / "missing", tmp_path / "empty"):
+        (tmp_path / "empty").write_text("")
+        assert machine.processor_name(nothing) == "cpu"
+        assert machine.processor_features(nothing) == set()
+
+
+DRIVER = """
+int cuInit(unsigned flags) { return INIT; }
+int cuDeviceGetCount(int *count) { *count = COUNT; return 0; }
+"""
+
+
+@pytest.mark.parametrize(
+    ("init", "count", "expected"), [(0, 2, True), (0, 0, False), (100, 1, False)]
+)
+def test_a_card_is_looked_for_where_its_driver_has_one(tmp_path, init, count, expected):
+    source, driver = tmp_path / "driver.c", tmp_path / "driver.so"
+    source.write_text(DRIVER.replace("INIT", str(init)).replace("COUNT", str(count)))
+    compiler = [sys.executable, "-m", "ziglang", "cc", "-shared", "-fPIC"]
+    subprocess.run([*compiler, source, "-o", driver], check=True)
+    assert machine.may_have_cards(str(driver), tmp_path / "kfd") is expected
+
+
+def test_without_a_driver_there_is_no_card(tmp_path):
+    assert not machine.may_have_cards(str(tmp_path / "missing.so"), tmp_path / "kfd")
+    (tmp_path / "kfd").touch()
+    assert machine.may_have_cards(str(tmp_path / "missing.so"), tmp_path / "kfd")

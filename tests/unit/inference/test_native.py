@@ -11,13 +11,22 @@ import pytest
 import torch
 
 from llm_inference.engine import native, reference
+from llm_inference.engine.arrays import stack
 from llm_inference.engine.cpu_runner import CpuRunner
-from llm_inference.engine.decoder import Decoder, Layer, Rope
 from llm_inference.engine.interface import SamplingParams
 from llm_inference.engine.native import NativeDecoder
 from llm_inference.engine.step import Draw
+from llm_inference.engine.torch_decoder import (
+    Decoder,
+    Layer,
+    Rope,
+    array_of,
+    from_torch,
+    tensor_of,
+    to_torch,
+)
 
-if "AVX" not in torch.backends.cpu.get_cpu_capability():
+if native.library() is None:
     pytest.skip("the library needs AVX2", allow_module_level=True)
 
 VOCABULARY, HIDDEN, INTERMEDIATE, HEAD_DIM = 101, 64, 80, 32
@@ -136,10 +145,25 @@ def tokens_of(seed, length=LENGTH):
     return random.Random(seed).choices(range(VOCABULARY), k=length)
 
 
+class Opened(NativeDecoder):
+    """Gives logits as tensors."""
+
+    def step(self, spans, tokens, *, logits=True):
+        return tensor_of(super().step(spans, tokens, logits=logits))
+
+
 def open_decoder(decoder, rows=4, length=LENGTH, threads=2):
-    return NativeDecoder(
-        decoder, rows=rows, max_length=length, most_tokens=max(rows, length), threads=threads
+    return Opened(
+        from_torch(decoder) if isinstance(decoder, Decoder) else decoder,
+        rows=rows,
+        max_length=length,
+        most_tokens=max(rows, length),
+        threads=threads,
     )
+
+
+def supported(decoder):
+    return CpuRunner.supported(from_torch(decoder))
 
 
 def one_by_one(opened, tokens, row=0, start=0):
@@ -181,6 +205,54 @@ def test_bfloat16_weights_are_computed_with_in_float32(what):
     actual = one_by_one(open_decoder(decoder), tokens)
     close = torch.nn.functional.cosine_similarity(actual, expected, dim=-1)
     assert close.mean() > 0.999
+
+
+def in_pieces(matrix, *rows):
+    """A copy of a matrix, its rows apart from each other."""
+    return stack([array_of(part.clone()) for part in tensor_of(matrix).split(rows)])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("what", ["plain", "as many keys as queries", "everything"])
+def test_matrices_in_pieces_are_as_good_as_whole_ones(what, dtype):
+    decoder = build(**DECODERS[what], dtype=dtype)
+    queries, keys = decoder.heads * HEAD_DIM, decoder.kv_heads * HEAD_DIM
+    whole = from_torch(decoder)
+    apart = replace(
+        whole,
+        layers=tuple(
+            replace(
+                layer,
+                qkv=in_pieces(layer.qkv, queries, keys, keys),
+                gate_up=in_pieces(layer.gate_up, INTERMEDIATE, INTERMEDIATE),
+            )
+            for layer in whole.layers
+        ),
+    )
+    tokens = tokens_of(10, 70)
+    expected = one_by_one(open_decoder(whole), tokens)
+    assert torch.equal(one_by_one(open_decoder(apart), tokens), expected)
+    assert torch.equal(open_decoder(apart).step([(0, 0, 70)], tokens)[0], expected[-1])
+
+
+@pytest.mark.parametrize("wanted", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_matrices_are_converted_as_torch_converts_them(dtype, wanted):
+    decoder = build(dtype=dtype, layers=1, biases=True)
+    decoder.embedding[0, :4] = torch.tensor([math.inf, math.nan, 1e-7, 1.00390625])
+    there = to_torch(native.converted(from_torch(decoder), wanted))
+    assert there.head is there.embedding
+    torch_type = getattr(torch, wanted)
+    for mine, theirs in (
+        (there.embedding, decoder.embedding),
+        (there.layers[0].qkv, decoder.layers[0].qkv),
+        (there.layers[0].qkv_bias, decoder.layers[0].qkv_bias),
+        (there.layers[0].down, decoder.layers[0].down),
+    ):
+        assert mine.dtype is torch_type
+        torch.testing.assert_close(mine, theirs.to(torch_type), rtol=0, atol=0, equal_nan=True)
+    assert torch.equal(there.layers[0].mlp_norm, decoder.layers[0].mlp_norm)
+    assert there.layers[0].mlp_norm.dtype is torch.float32
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -277,32 +349,32 @@ def test_what_is_out_of_bounds_is_refused_and_harms_nothing():
 
 
 def test_what_the_library_cannot_run_is_left_to_transformers():
-    assert CpuRunner.supported(build())
-    assert CpuRunner.supported(build(dtype=torch.bfloat16))
-    assert not CpuRunner.supported(build(dtype=torch.float16))
-    assert not CpuRunner.supported(build(hidden=72))
+    assert supported(build())
+    assert supported(build(dtype=torch.bfloat16))
+    assert not supported(build(dtype=torch.float16))
+    assert not supported(build(hidden=72))
 
 
 def test_without_the_library_transformers_runs_the_model(tmp_path, monkeypatch):
     monkeypatch.setattr(native, "LIBRARY", tmp_path / "missing.so")
     native.library.cache_clear()
     try:
-        assert not CpuRunner.supported(build())
+        assert not supported(build())
     finally:
         monkeypatch.undo()
         native.library.cache_clear()
-    assert CpuRunner.supported(build())
+    assert supported(build())
 
 
 def test_the_cache_is_as_large_as_it_says():
     decoder = build(dtype=torch.bfloat16)
     opened = open_decoder(decoder, rows=3, length=160)
-    assert len(opened._cache) == 3 * 160 * CpuRunner.bytes_per_token(decoder)
+    assert opened._cache.shape == (3 * 160 * CpuRunner.bytes_per_token(from_torch(decoder)),)
 
 
 def test_the_runner_chooses_what_the_logits_say():
     decoder = build()
-    runner = CpuRunner(decoder, rows=3, max_length=LENGTH)
+    runner = CpuRunner(from_torch(decoder), rows=3, max_length=LENGTH)
     prompt = tokens_of(9, 40)
 
     def greedy():

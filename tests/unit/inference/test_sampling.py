@@ -1,4 +1,4 @@
-"""Choosing tokens: distributions, truncation, seeds."""
+"""Choosing tokens: distributions, truncation, seeds; of torch's logits and of the library's."""
 
 import ctypes
 import math
@@ -7,10 +7,28 @@ import pytest
 import torch
 from transformers import RepetitionPenaltyLogitsProcessor
 
-from llm_inference.engine import sampling
+from llm_inference.engine import native, sampling
 from llm_inference.engine.interface import SamplingParams
+from llm_inference.engine.native_sampling import NativeSampler
 from llm_inference.engine.sampling import uniform
 from llm_inference.engine.step import Draw
+from llm_inference.engine.torch_decoder import array_of
+
+
+@pytest.fixture(params=["torch", "native"], autouse=True)
+def chooser(request, monkeypatch):
+    """Every test of this file is of both."""
+    if request.param == "torch":
+        return
+    if native.library() is None:
+        pytest.skip("the library needs AVX2")
+
+    def choose(logits, draws):
+        logits = logits.float().contiguous()
+        sampler = NativeSampler(native.library(), vocabulary=logits.shape[1])
+        return sampler.choose(array_of(logits), draws)
+
+    monkeypatch.setattr(sampling, "choose", choose)
 
 
 def draw(seed=0, step=0, **parameters):
