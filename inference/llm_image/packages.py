@@ -50,6 +50,7 @@ RECIPES = {
             "numpy/_core/include",
             "torch/**/*.pyi",
             # torch's compiler and exporters: the server's decoders are compiled before.
+            "torch/_dynamo/[a-z]*",
             "torch/_inductor",
             "torch/_vendor/quack",
             "torch/onnx",
@@ -61,9 +62,10 @@ RECIPES = {
             # What transformers' models are generated from.
             "transformers/models/*/modular_*.py",
             *("numpy/*/tests", "sympy/*/tests"),
+            # What arithmetic with the sizes of tensors has no use for.
+            *("sympy/physics", "sympy/stats"),
         ),
         not_compiled=(
-            "torch/_dynamo",
             "torch/_export",
             "torch/_functorch",
             "torch/_vendor",

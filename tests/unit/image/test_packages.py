@@ -25,7 +25,7 @@ def test_what_a_start_imports_is_compiled(path):
 @pytest.mark.parametrize(
     "path",
     [
-        "torch/_dynamo/config.py",
+        "torch/ao/quantization/observer.py",
         "transformers/models/whisper/modeling_whisper.py",
         "numpy/linalg/tests/test_linalg.py",
     ],
