@@ -184,18 +184,22 @@ def build(opened, tmp_path):
     """Build a target with other arguments; returns the outcome and the folder of its OCI layout.
 
     `model` is the directory of a model, in place of the hub; `anew` are stages that are not to come
-    out of the cache.
+    out of the cache; `options` go to buildctl, and `layers` to what writes the image.
     """
 
     def run(
         target: str,
         arguments: dict[str, str],
         secrets: tuple[str, ...] = (),
+        *,
         model: Path | None = None,
         anew: tuple[str, ...] = (),
+        options: tuple[str, ...] = (),
+        layers: str = "compression=uncompressed",
     ):
         layout = tmp_path / f"layout-{uuid.uuid4().hex[:8]}"
-        image = catalog.Image("test", "localhost/test", "Dockerfile.inference", target)
+        dockerfile = catalog.OPERATOR.dockerfile if target == "operator" else "Dockerfile.inference"
+        image = catalog.Image("test", "localhost/test", dockerfile, target)
         given = dataclasses.replace(
             opened,
             arguments=opened.arguments | arguments,
@@ -203,10 +207,10 @@ def build(opened, tmp_path):
             repositories={},
             directories={} if model is None else {"model": model},
         )
-        output = f"type=oci,tar=false,dest={layout},compression=uncompressed"
-        options = [f"--opt=no-cache={','.join(anew)}"] if anew else []
+        output = f"type=oci,tar=false,dest={layout},{layers}"
+        uncached = [f"--opt=no-cache={','.join(anew)}"] if anew else []
         done = subprocess.run(
-            [*builder.command(image, given, output), *options],
+            [*builder.command(image, given, output), *uncached, *options],
             capture_output=True,
             text=True,
             timeout=600,
