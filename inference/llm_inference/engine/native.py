@@ -9,7 +9,7 @@ import functools
 import logging
 import mmap
 from collections.abc import Sequence
-from ctypes import POINTER, c_float, c_int, c_int64, c_void_p
+from ctypes import POINTER, c_char_p, c_float, c_int, c_int64, c_void_p
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,7 +20,7 @@ from llm_inference.engine.decoder import Decoder, Layer, Rope
 logger = logging.getLogger(__name__)
 
 LIBRARY = Path(__file__).with_name("_native.so")
-_INTERFACE = 1
+_INTERFACE = 2
 # Matrices and heads are read in groups of so many numbers.
 _GROUP = 16
 _TYPES = {torch.float32: 0, torch.bfloat16: 1}
@@ -104,6 +104,7 @@ def library() -> ctypes.CDLL | None:
     if (interface := loaded.decoder_interface()) != _INTERFACE:
         logger.warning("the native library has interface %d, not %d", interface, _INTERFACE)
         return None
+    loaded.decoder_instructions.restype = c_char_p
     loaded.decoder_cache_bytes.argtypes = [POINTER(_Decoder)]
     loaded.decoder_cache_bytes.restype = c_int64
     loaded.decoder_open.argtypes = [POINTER(_Decoder), c_int, c_int64]
@@ -113,6 +114,13 @@ def library() -> ctypes.CDLL | None:
     loaded.decoder_step.argtypes = [c_void_p, POINTER(_Span), c_int64, POINTER(c_int64), c_void_p]
     loaded.decoder_copy.argtypes = [c_void_p, c_int64, c_int64, c_int64]
     return loaded
+
+
+def instructions() -> str | None:
+    """The set of instructions that a decoder opened now would run with: "avx512" or "avx2"."""
+    loaded = library()
+    name: bytes | None = loaded.decoder_instructions() if loaded else None
+    return name.decode() if name else None
 
 
 def supported(decoder: Decoder) -> bool:
