@@ -2,14 +2,16 @@
 
     python -m bench.engine
 
-The native library beside transformers' model, over the same kind of cache, in one process: first a
-prompt is read, then rows of it are continued together. Prints a table in Markdown with medians,
-and what the memory and the processor gave for it.
+The native library, by each set of instructions that this processor has, beside transformers' model,
+over the same kind of cache, in one process: first a prompt is read, then rows of it are continued
+together. Prints tables in Markdown: medians with what the memory and the processor gave for it, and
+the least processor time of all threads, which says more where others use the machine.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import statistics
 import sys
@@ -27,7 +29,7 @@ import torch  # noqa: E402
 from bench.serving.machine import describe  # noqa: E402
 from dev.stand_ins.cache import models  # noqa: E402
 from llm_inference.engine import models as loaded  # noqa: E402
-from llm_inference.engine import native as library  # noqa: E402
+from llm_inference.engine import native  # noqa: E402
 from llm_inference.engine.arrays import ITEM_BYTES, Array  # noqa: E402
 from llm_inference.engine.cache import RowCache  # noqa: E402
 from llm_inference.engine.cpu_runner import CpuRunner  # noqa: E402
@@ -46,14 +48,30 @@ MAX_LENGTH = 1024
 _GIGA = 1e9
 
 
-def native(directory: Path, dtype: str, threads: int) -> tuple[Decoder[Array], CpuRunner]:
-    """The decoder of a model directory, in the native library."""
+Taken = list[tuple[float, float]]
+"""Seconds, and seconds of processor, of each step."""
+
+
+def native_sets() -> list[str]:
+    """The sets of instructions that the library can use here, the best one first."""
+    asked = os.environ.get("ATEN_CPU_CAPABILITY")
+    found = dict.fromkeys(each for each in map(_instructions, (asked, "avx2")) if each)
+    return list(found)
+
+
+def _instructions(wanted: str | None) -> str | None:
+    """Have decoders opened from now on use a set; which one they do use."""
+    if wanted is not None:
+        os.environ["ATEN_CPU_CAPABILITY"] = wanted
+    return native.instructions()
+
+
+def read(directory: Path, dtype: str) -> Decoder[Array]:
+    """The decoder of a model directory, its matrices in a type."""
     decoder = loaded.load_decoder(inspect(directory), dtype=dtype)
-    if decoder is None or not library.computes_in(dtype):
+    if decoder is None or not native.computes_in(dtype):
         raise SystemExit("the native library does not run this model on this machine")
-    decoder = library.converted(decoder, dtype)
-    runner = CpuRunner(decoder, rows=max(BATCHES), max_length=MAX_LENGTH, threads=threads)
-    return decoder, runner
+    return native.converted(decoder, dtype)
 
 
 def transformers(directory: Path, dtype: torch.dtype) -> CausalRunner:
@@ -74,28 +92,37 @@ def transformers(directory: Path, dtype: torch.dtype) -> CausalRunner:
     return CausalRunner(model=model, cache=cache, windows={"full_attention": None})
 
 
-def prefill(runner: Runner, row: int, length: int) -> float:
-    """Seconds to read a prompt and to choose the token after it."""
+def prefill(runner: Runner, row: int, length: int) -> Taken:
+    """What it takes to read a prompt and to choose the token after it."""
     prompt = [(7919 * i + row) % 40000 for i in range(length)]
-    began = time.perf_counter()
+    began = _now()
     for start in range(0, length, runner.prefill_chunk):
         piece = prompt[start : start + runner.prefill_chunk]
         last = start + len(piece) == length
         runner.prefill(row, piece, start, _greedy() if last else None)
-    return time.perf_counter() - began
+    return [_since(began)]
 
 
-def decode(runner: Runner, rows: int, context: int) -> float:
-    """Seconds a step of so many rows takes, at this length."""
+def decode(runner: Runner, rows: int, context: int) -> Taken:
+    """What steps of so many rows take, at this length."""
     draws = [_greedy() for _ in range(rows)]
     tokens = list(range(100, 100 + rows))
     taken = []
     for step in range(STEPS):
-        began = time.perf_counter()
+        began = _now()
         chosen = runner.decode(0, tokens, [context + step] * rows, draws)
         tokens = [choice.token if choice else 0 for choice in chosen]
-        taken.append(time.perf_counter() - began)
-    return statistics.median(taken)
+        taken.append(_since(began))
+    return taken
+
+
+def _now() -> tuple[float, float]:
+    return time.perf_counter(), time.process_time()
+
+
+def _since(began: tuple[float, float]) -> tuple[float, float]:
+    wall, processor = _now()
+    return wall - began[0], processor - began[1]
 
 
 def _greedy() -> Draw:
@@ -114,23 +141,29 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     on = describe()
-    decoder, runner = native(arguments.directory, arguments.dtype, arguments.threads)
-    runners: dict[str, Runner] = {"native": runner}
+    decoder = read(arguments.directory, arguments.dtype)
+    runners: dict[str, Runner] = {}
+    for each in native_sets():
+        _instructions(each)
+        runners[each] = CpuRunner(
+            decoder, rows=max(BATCHES), max_length=MAX_LENGTH, threads=arguments.threads
+        )
     if not arguments.alone:
-        runners["transformers"] = transformers(arguments.directory, getattr(torch, arguments.dtype))
-    measures: dict[str, Callable[[Runner], float]] = {
+        dtype = getattr(torch, arguments.dtype)
+        runners["transformers"] = transformers(arguments.directory, dtype)
+    measures: dict[str, Callable[[Runner], Taken]] = {
         f"{rows} rows": lambda runner, rows=rows: decode(runner, rows, arguments.context)
         for rows in BATCHES
     }
     measures["prompt"] = lambda runner: prefill(runner, 0, PROMPT)
-    taken: dict[tuple[str, str], list[float]] = {}
-    for each in runners.values():  # fills the rows, and warms
+    taken: dict[tuple[str, str], Taken] = {}
+    for runner in runners.values():  # fills the rows, and warms
         for row in range(max(BATCHES)):
-            prefill(each, row, arguments.context)
+            prefill(runner, row, arguments.context)
     for _ in range(arguments.rounds):
         for what, measure in measures.items():
-            for name, each in runners.items():
-                taken.setdefault((what, name), []).append(measure(each))
+            for name, runner in runners.items():
+                taken.setdefault((what, name), []).extend(measure(runner))
     print(
         f"{arguments.directory.name}, {arguments.dtype}, {arguments.threads} threads, "
         f"{on['cpu']}, load {on['load']}; medians of {arguments.rounds} rounds in turn, decoding "
@@ -140,35 +173,40 @@ def main() -> None:
 
 
 def _print_table(
-    decoder: Decoder[Array], names: list[str], taken: dict[tuple[str, str], list[float]]
+    decoder: Decoder[Array], names: list[str], taken: dict[tuple[str, str], Taken]
 ) -> None:
-    head = decoder.head.shape[0] * decoder.head.row_bytes
+    size = ITEM_BYTES[decoder.head.dtype]
     layers = sum(
-        matrix.shape[0] * matrix.row_bytes
+        math.prod(matrix.shape)
         for layer in decoder.layers
         for matrix in (layer.qkv, layer.output, layer.gate_up, layer.down)
     )
-    read = layers + head
-    size = ITEM_BYTES[decoder.head.dtype]
-    print("| | " + " | ".join(f"{name} | | " for name in names) + "|")
-    print("|---|" + "---:|---:|---:|" * len(names))
+    weights = layers + math.prod(decoder.head.shape)
+    print("| | " + " | ".join(f"{name} | | | " for name in names) + "|")
+    print("|---|" + "---:|---:|---:|---:|" * len(names))
     for rows in BATCHES:
         cells = []
         for name in names:
-            seconds = statistics.median(taken[f"{rows} rows", name])
+            seconds, processor = _summary(taken[f"{rows} rows", name])
             cells += [
                 f"{rows / seconds:.0f} tok/s",
-                f"{read / seconds / _GIGA:.1f} GB/s",
-                f"{2 * read / size * rows / seconds / _GIGA:.0f} GFLOP/s",
+                f"{weights * size / seconds / _GIGA:.1f} GB/s",
+                f"{2 * weights * rows / seconds / _GIGA:.0f} GFLOP/s",
+                f"{processor * 1000:.1f} ms",
             ]
         print(f"| {rows} rows | " + " | ".join(cells) + " |")
     cells = []
     for name in names:
-        seconds = statistics.median(taken["prompt", name])
-        flops = 2 * layers / size * PROMPT / seconds / _GIGA
+        seconds, processor = _summary(taken["prompt", name])
+        flops = 2 * layers * PROMPT / seconds / _GIGA
         cells += [f"{seconds * 1000:.0f} ms", f"{PROMPT / seconds:.0f} tok/s"]
-        cells.append(f"{flops:.0f} GFLOP/s")
+        cells += [f"{flops:.0f} GFLOP/s", f"{processor * 1000:.0f} ms"]
     print(f"| prompt of {PROMPT} | " + " | ".join(cells) + " |")
+
+
+def _summary(taken: Taken) -> tuple[float, float]:
+    """The median of seconds, and the least processor time."""
+    return statistics.median(wall for wall, _ in taken), min(processor for _, processor in taken)
 
 
 if __name__ == "__main__":

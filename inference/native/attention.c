@@ -8,9 +8,14 @@
 #include <string.h>
 
 #define BLOCK 128
-/* Query rows of one tile: with two vectors each, 12 of the 16 registers. */
-#define ROWS 6
 #define WANTED_ROWS 48
+
+/* Tiles of ROWS query rows, and how the cache lies for them. */
+#ifdef __AVX512BF16__
+#include "attention_avx512.h"
+#else
+#include "attention_avx2.h"
+#endif
 
 int attention_most_tokens(int group)
 {
@@ -19,101 +24,33 @@ int attention_most_tokens(int group)
 
 int64_t attention_scratch(int group, int head_dim)
 {
-    /* Scores and outputs of each row, then its maximum, sum and correction. */
-    return (int64_t)attention_most_tokens(group) * group * (BLOCK + head_dim + 3);
+    /* Scores, query and outputs of each row, then its maximum, sum and correction. */
+    return (int64_t)attention_most_tokens(group) * group * (BLOCK + 2 * head_dim + 3);
 }
 
-INLINE void load_pair(enum type type, const void *from, int64_t offset, vec *low, vec *high)
+INLINE void write_as(enum type type, int64_t dim, const struct head_cache *cache, int64_t position,
+                     const float *key, const float *value)
 {
-    if (type == BFLOAT16) {
-        __m256i pairs = pairs_load((const uint16_t *)from + offset);
-        *low = pairs_even(pairs);
-        *high = pairs_odd(pairs);
-    } else {
-        *low = vec_load((const float *)from + offset);
-        *high = vec_load((const float *)from + offset + 8);
+    for (int64_t d = 0; d < dim; d++) {
+        const int64_t of_key = key_slot(type, dim, position, d);
+        const int64_t of_value = value_slot(type, dim, position, d);
+        if (type == BFLOAT16) {
+            ((uint16_t *)cache->keys)[of_key] = bf16_from_float(key[d]);
+            ((uint16_t *)cache->values)[of_value] = bf16_from_float(value[d]);
+        } else {
+            ((float *)cache->keys)[of_key] = key[d];
+            ((float *)cache->values)[of_value] = value[d];
+        }
     }
-}
-
-/* Where member i of a group is stored, so that load_pair gives members 0-7 and 8-15. */
-INLINE int slot(enum type type, int64_t i)
-{
-    int member = (int)(i % GROUP);
-    return type == BFLOAT16 ? (member % 8) * 2 + member / 8 : member;
-}
-
-INLINE void store_one(enum type type, void *to, int64_t offset, float value)
-{
-    if (type == BFLOAT16)
-        ((uint16_t *)to)[offset] = bf16_from_float(value);
-    else
-        ((float *)to)[offset] = value;
 }
 
 void attention_write(const struct attention *attention, const struct head_cache *cache,
                      int64_t position, const float *key, const float *value)
 {
-    const int64_t dim = attention->head_dim, panel = position / GROUP * GROUP * dim;
-    const enum type type = attention->type;
-    for (int64_t d = 0; d < dim; d++) {
-        store_one(type, cache->keys, panel + d * GROUP + slot(type, position), key[d]);
-        store_one(type, cache->values, position * dim + d / GROUP * GROUP + slot(type, d),
-                  value[d]);
-    }
-}
-
-/* Scores of `rows` queries for a group of positions. */
-INLINE void score_tile(enum type type, const int rows, const float *const *queries, int64_t dim,
-                       const void *keys, int64_t panel, float *scores)
-{
-    vec acc[ROWS * 2];
-#pragma unroll
-    for (int i = 0; i < rows * 2; i++)
-        acc[i] = _mm256_setzero_ps();
-    for (int64_t d = 0; d < dim; d++) {
-        vec low, high;
-        load_pair(type, keys, panel + d * GROUP, &low, &high);
-#pragma unroll
-        for (int r = 0; r < rows; r++) {
-            vec q = _mm256_broadcast_ss(queries[r] + d);
-            acc[2 * r] = vec_fma(q, low, acc[2 * r]);
-            acc[2 * r + 1] = vec_fma(q, high, acc[2 * r + 1]);
-        }
-    }
-#pragma unroll
-    for (int r = 0; r < rows; r++) {
-        vec_store(scores + r * BLOCK, acc[2 * r]);
-        vec_store(scores + r * BLOCK + 8, acc[2 * r + 1]);
-    }
-}
-
-/* outputs = outputs * correction + weights @ values, for a group of dimensions. */
-INLINE void value_tile(enum type type, const int rows, const float *weights,
-                       const float *corrections, int64_t dim, const void *values, int64_t first,
-                       int positions, float *outputs)
-{
-    vec acc[ROWS * 2];
-#pragma unroll
-    for (int r = 0; r < rows; r++) {
-        vec correction = _mm256_broadcast_ss(corrections + r);
-        acc[2 * r] = vec_mul(vec_load(outputs + r * dim), correction);
-        acc[2 * r + 1] = vec_mul(vec_load(outputs + r * dim + 8), correction);
-    }
-    for (int p = 0; p < positions; p++) {
-        vec low, high;
-        load_pair(type, values, first + p * dim, &low, &high);
-#pragma unroll
-        for (int r = 0; r < rows; r++) {
-            vec w = _mm256_broadcast_ss(weights + r * BLOCK + p);
-            acc[2 * r] = vec_fma(w, low, acc[2 * r]);
-            acc[2 * r + 1] = vec_fma(w, high, acc[2 * r + 1]);
-        }
-    }
-#pragma unroll
-    for (int r = 0; r < rows; r++) {
-        vec_store(outputs + r * dim, acc[2 * r]);
-        vec_store(outputs + r * dim + 8, acc[2 * r + 1]);
-    }
+    if (attention->type == BFLOAT16)
+        write_as(BFLOAT16, attention->head_dim, cache, position, key, value);
+    else
+        write_as(FLOAT32, attention->head_dim, cache, position, key, value);
 }
 
 /* Turn a row's scores of positions block... into weights, 0 where it does not see; `count` is a
@@ -121,17 +58,15 @@ INLINE void value_tile(enum type type, const int rows, const float *weights,
 INLINE float soften(float *scores, int count, int64_t block, int64_t first, int64_t last,
                     float softcap, float *largest, float *sum)
 {
-    const vec lanes = _mm256_setr_ps(0, 1, 2, 3, 4, 5, 6, 7);
+    const vec lanes = vec_lanes(), hidden = vec_set(-INFINITY);
     /* Positions are less than 2^24: exact in float32. */
     const vec begin = vec_set((float)(first - block)), end = vec_set((float)(last - block));
-    vec most = vec_set(-INFINITY);
-    for (int i = 0; i < count; i += 8) {
+    vec most = hidden;
+    for (int i = 0; i < count; i += LANES) {
         vec at = vec_add(lanes, vec_set((float)i)), score = vec_load(scores + i);
         if (softcap > 0)
             score = vec_softcap(score, softcap);
-        vec seen = _mm256_and_ps(_mm256_cmp_ps(at, begin, _CMP_GE_OQ),
-                                 _mm256_cmp_ps(at, end, _CMP_LE_OQ));
-        score = _mm256_blendv_ps(vec_set(-INFINITY), score, seen);
+        score = vec_choose(vec_within(at, begin, end), score, hidden);
         vec_store(scores + i, score);
         most = vec_max(score, most);
     }
@@ -142,11 +77,11 @@ INLINE float soften(float *scores, int count, int64_t block, int64_t first, int6
         memset(scores, 0, (size_t)count * sizeof *scores);
         return 1;
     }
-    vec total = _mm256_setzero_ps();
-    for (int i = 0; i < count; i += 8) {
+    vec total = vec_zero();
+    for (int i = 0; i < count; i += LANES) {
         vec score = vec_load(scores + i);
-        vec hidden = _mm256_cmp_ps(score, vec_set(-INFINITY), _CMP_EQ_OQ);
-        vec weight = _mm256_andnot_ps(hidden, vec_exp(vec_sub(score, vec_set(now))));
+        vec weight = vec_exp(vec_sub(score, vec_set(now)));
+        weight = vec_choose(vec_differs(score, hidden), weight, vec_zero());
         vec_store(scores + i, weight);
         total = vec_add(total, weight);
     }
@@ -168,15 +103,18 @@ INLINE float soften(float *scores, int count, int64_t block, int64_t first, int6
 
 INLINE void run(enum type type, const struct attention *attention, const struct head_cache *cache,
                 int64_t position, int tokens, const float *queries, int64_t stride, float *outputs,
-                int64_t output_stride, float *scratch)
+                int64_t output_stride, int64_t first_output, float *scratch)
 {
     const int group = attention->group, rows = tokens * group;
     const int64_t dim = attention->head_dim;
-    float *scores = scratch, *sums_of_values = scores + (int64_t)rows * BLOCK;
+    float *scores = scratch, *arranged = scores + (int64_t)rows * BLOCK;
+    float *sums_of_values = arranged + rows * dim;
     float *largest = sums_of_values + rows * dim, *sum = largest + rows, *correction = sum + rows;
     const int64_t window = attention->window;
     memset(sums_of_values, 0, (size_t)(rows * dim) * sizeof *sums_of_values);
     for (int row = 0; row < rows; row++) {
+        arrange_query(type, arranged + row * dim,
+                      queries + row / group * stride + row % group * dim, dim);
         largest[row] = -INFINITY;
         sum[row] = 0;
     }
@@ -187,44 +125,39 @@ INLINE void run(enum type type, const struct attention *attention, const struct 
         const int count = (positions + GROUP - 1) / GROUP * GROUP;
         for (int row = 0; row < rows; row += ROWS) {
             const int some = rows - row < ROWS ? rows - row : ROWS;
-            const float *q[ROWS];
-            for (int r = 0; r < some; r++)
-                q[r] = queries + (row + r) / group * stride + (row + r) % group * dim;
-            for (int at = 0; at < count; at += GROUP)
-                BY_ROWS(some, score_tile(type, N, q, dim, cache->keys, (block + at) * dim,
-                                         scores + row * BLOCK + at))
+            BY_ROWS(some, score_rows(type, N, arranged + row * dim, dim, cache->keys, block, count,
+                                     scores + row * BLOCK))
         }
         for (int row = 0; row < rows; row++) {
             int64_t own = position + row / group;
             int64_t first = window && own >= window ? own - window + 1 : 0;
             correction[row] = soften(scores + row * BLOCK, count, block, first, own,
                                      attention->softcap, largest + row, sum + row);
+            arrange_weights(type, scores + row * BLOCK, count);
         }
         for (int row = 0; row < rows; row += ROWS) {
             const int some = rows - row < ROWS ? rows - row : ROWS;
-            for (int64_t d = 0; d < dim; d += GROUP)
-                BY_ROWS(some, value_tile(type, N, scores + row * BLOCK, correction + row, dim,
-                                         cache->values, block * dim + d, positions,
-                                         sums_of_values + row * dim + d))
+            BY_ROWS(some, value_rows(type, N, scores + row * BLOCK, correction + row, dim,
+                                     cache->values, block, positions, sums_of_values + row * dim))
         }
     }
     for (int row = 0; row < rows; row++) {
-        float *to = outputs + row / group * output_stride + row % group * dim;
-        for (int64_t d = 0; d < dim; d += 8)
-            vec_store(to + d, vec_div(vec_load(sums_of_values + row * dim + d),
-                                      vec_set(sum[row])));
-        linear_arrange(type, to, to, dim);
+        float *from = sums_of_values + row * dim;
+        for (int64_t d = 0; d < dim; d += LANES)
+            vec_store(from + d, vec_div(vec_load(from + d), vec_set(sum[row])));
+        linear_arrange(type, outputs + row / group * output_stride,
+                       first_output + row % group * dim, from, dim);
     }
 }
 
 void attention_run(const struct attention *attention, const struct head_cache *cache,
                    int64_t position, int tokens, const float *queries, int64_t stride,
-                   float *outputs, int64_t output_stride, float *scratch)
+                   float *outputs, int64_t output_stride, int64_t first, float *scratch)
 {
     if (attention->type == BFLOAT16)
         run(BFLOAT16, attention, cache, position, tokens, queries, stride, outputs, output_stride,
-            scratch);
+            first, scratch);
     else
         run(FLOAT32, attention, cache, position, tokens, queries, stride, outputs, output_stride,
-            scratch);
+            first, scratch);
 }

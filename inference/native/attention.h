@@ -7,8 +7,8 @@
 
 #include "linear.h"
 
-/* Positions come in groups of GROUP. Values lie as (position, head_dim); the keys of a group of
- * positions lie as (head_dim, GROUP), so that scores of neighbouring positions are one vector. */
+/* Positions come in groups of GROUP. The keys of a group lie with the dimension first, so that scores
+ * of neighbouring positions are one vector; how numbers lie within that is the set's own affair. */
 struct head_cache {
     void *keys, *values;
 };
@@ -33,11 +33,11 @@ void attention_write(const struct attention *attention, const struct head_cache 
 
 /* Attention of `tokens` tokens at `position`..., whose keys are in the cache.
  *
- * Token t's queries, already scaled, are the heads from queries + t * stride; its output, in the
- * order of linear_arrange, goes to the same place from outputs + t * output_stride. What a token
- * gets does not depend on the tokens beside it. */
+ * Token t's queries, already scaled, are the heads from queries + t * stride; its output goes, as
+ * linear_arrange does it, into the row outputs + t * output_stride from number `first` on. What a
+ * token gets does not depend on the tokens beside it. */
 void attention_run(const struct attention *attention, const struct head_cache *cache,
                    int64_t position, int tokens, const float *queries, int64_t stride,
-                   float *outputs, int64_t output_stride, float *scratch);
+                   float *outputs, int64_t output_stride, int64_t first, float *scratch);
 
 #endif

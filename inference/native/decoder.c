@@ -193,8 +193,9 @@ struct runner *decoder_open(const struct decoder *decoder, int threads, int64_t 
     runner->qkv = (decoder->heads + 2 * decoder->kv_heads) * decoder->head_dim;
     runner->intermediate = decoder->layers[0].down.in;
     runner->scratch_size = attention_scratch((int)group, (int)decoder->head_dim);
-    if (runner->scratch_size < TOKENS_A_PART * OUTS_A_PART)
-        runner->scratch_size = TOKENS_A_PART * OUTS_A_PART;
+    /* Gate and up of one part. */
+    if (runner->scratch_size < 2 * TOKENS_A_PART * OUTS_A_PART)
+        runner->scratch_size = 2 * TOKENS_A_PART * OUTS_A_PART;
     /* Threads do not share lines. */
     runner->scratch_size = parts_of(runner->scratch_size, 32) * 32;
     runner->x = numbers(most_tokens * hidden);

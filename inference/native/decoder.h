@@ -10,7 +10,7 @@
 #include "linear.h"
 
 /* Changes with whatever a caller has to know. */
-#define DECODER_INTERFACE 2
+#define DECODER_INTERFACE 3
 
 struct rope {
     const float *frequencies;
@@ -60,11 +60,15 @@ struct threads;
 
 int decoder_interface(void);
 
+/* The set of instructions with which a decoder opened now would run: "avx512", "avx2", or NULL
+ * where the processor has neither, or ATEN_CPU_CAPABILITY is "default". */
+const char *decoder_instructions(void);
+
 /* Bytes of one row of the cache. */
 int64_t decoder_cache_bytes(const struct decoder *decoder);
 
-/* Make ready for passes of up to `most_tokens` tokens on `threads` threads; NULL without memory.
- * The decoder and all that it points to must stay where they are. */
+/* Make ready for passes of up to `most_tokens` tokens on `threads` threads; NULL without memory, or
+ * without a set of instructions. The decoder and all that it points to must stay where they are. */
 struct runner *decoder_open(const struct decoder *decoder, int threads, int64_t most_tokens);
 void decoder_close(struct runner *runner);
 

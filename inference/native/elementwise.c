@@ -6,31 +6,32 @@
 
 void rms_norm(float *to, const float *from, const float *weight, int64_t count, float eps)
 {
-    vec low = _mm256_setzero_ps(), high = low;
-    for (int64_t i = 0; i < count; i += 16) {
-        vec a = vec_load(from + i), b = vec_load(from + i + 8);
+    vec low = vec_zero(), high = low;
+    for (int64_t i = 0; i < count; i += GROUP) {
+        vec a = vec_load(from + i), b = vec_load(from + i + GROUP - LANES);
         low = vec_fma(a, a, low);
-        high = vec_fma(b, b, high);
+        if (LANES < GROUP)
+            high = vec_fma(b, b, high);
     }
     vec factor = vec_set(1.0f / sqrtf(vec_sum(vec_add(low, high)) / (float)count + eps));
-    for (int64_t i = 0; i < count; i += 8)
+    for (int64_t i = 0; i < count; i += LANES)
         vec_store(to + i, vec_mul(vec_mul(vec_load(from + i), factor), vec_load(weight + i)));
 }
 
 void activate(enum activation activation, float *gate, const float *up, int64_t count)
 {
     const vec one = vec_set(1.0f), half = vec_set(0.5f);
-    for (int64_t i = 0; i < count; i += 8) {
+    for (int64_t i = 0; i < count; i += LANES) {
         vec g = vec_load(gate + i), share;
         if (activation == SILU) {
-            share = vec_div(one, vec_add(one, vec_exp(vec_sub(_mm256_setzero_ps(), g))));
+            share = vec_div(one, vec_add(one, vec_exp(vec_sub(vec_zero(), g))));
         } else if (activation == GELU_TANH) {
             vec cubic = vec_fma(vec_mul(vec_mul(g, g), g), vec_set(0.044715f), g);
             share = vec_fma(half, vec_tanh(vec_mul(cubic, vec_set(GELU_SLOPE))), half);
         } else {
-            float error[8];
+            float error[LANES];
             vec_store(error, vec_mul(g, vec_set(HALF_SQRT)));
-            for (int lane = 0; lane < 8; lane++)
+            for (int lane = 0; lane < LANES; lane++)
                 error[lane] = erff(error[lane]);
             share = vec_fma(half, vec_load(error), half);
         }

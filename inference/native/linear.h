@@ -15,9 +15,10 @@ struct matrix {
     int64_t out, in;
 };
 
-/* Activations are float32 in the order in which the weights' type meets them: `linear_arrange`
- * brings `count` (a multiple of GROUP) numbers into it; `to` may be `from`. */
-void linear_arrange(enum type type, float *to, const float *from, int64_t count);
+/* A row of activations is room for `in` float32, in which they lie as the weights' type meets them:
+ * `linear_arrange` brings numbers first ... first + count - 1 (multiples of GROUP) into it. Of a
+ * whole row, `from` may be the row itself. */
+void linear_arrange(enum type type, float *row, int64_t first, const float *from, int64_t count);
 
 /* sums[row * stride + out - first] of outs first .. end-1, for rows of `in` arranged activations.
  *

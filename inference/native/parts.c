@@ -126,8 +126,8 @@ void attention_part(void *context, int part, int thread)
     attention_run(&attention, &cache, unit->position, unit->tokens,
                   runner->projected + unit->first * runner->qkv + unit->head * group * dim,
                   runner->qkv,
-                  runner->attention + unit->first * runner->attended + unit->head * group * dim,
-                  runner->attended, scratch_of(runner, thread));
+                  runner->attention + unit->first * runner->attended, runner->attended,
+                  unit->head * group * dim, scratch_of(runner, thread));
 }
 
 /* Add a product, or keep it until it has been normed. */
@@ -173,16 +173,17 @@ void gate_up_part(void *context, int part, int thread)
     const struct layer *layer = runner->layer;
     struct block block = block_of(runner->intermediate, runner->tokens, part);
     const float *from = runner->normed + block.token * runner->hidden;
-    float *gate = runner->mlp + block.token * runner->intermediate + block.out;
-    float *up = scratch_of(runner, thread);
+    float *gate = scratch_of(runner, thread), *up = gate + TOKENS_A_PART * OUTS_A_PART;
     linear_sums((enum type)decoder->type, &layer->gate, block.out, block.out + block.outs, from,
-                block.tokens, gate, runner->intermediate);
+                block.tokens, gate, block.outs);
     linear_sums((enum type)decoder->type, &layer->up, block.out, block.out + block.outs, from,
                 block.tokens, up, block.outs);
     for (int t = 0; t < block.tokens; t++) {
-        float *at = gate + t * runner->intermediate;
+        float *at = gate + t * block.outs;
         activate((enum activation)decoder->activation, at, up + t * block.outs, block.outs);
-        linear_arrange((enum type)decoder->type, at, at, block.outs);
+        linear_arrange((enum type)decoder->type,
+                       runner->mlp + (block.token + t) * runner->intermediate, block.out, at,
+                       block.outs);
     }
 }
 
@@ -202,7 +203,7 @@ void norm_part(void *context, int part, int thread)
         }
         if (runner->norm) {
             rms_norm(normed, x, runner->norm, hidden, decoder->norm_eps);
-            linear_arrange((enum type)decoder->type, normed, normed, hidden);
+            linear_arrange((enum type)decoder->type, normed, 0, normed, hidden);
         }
     }
 }

@@ -1,4 +1,4 @@
-"""What the container may use: processors, memory and cards, and what the processor can do.
+"""What the container may use: processors, memory and cards.
 
 Knows Linux control groups of both versions, /proc, and how CUDA's driver is asked without torch.
 Knows nothing of the model.
@@ -41,11 +41,6 @@ def total_memory(root: Path = _CGROUP, meminfo: Path = Path("/proc/meminfo")) ->
 def processor_name(cpuinfo: Path = _CPUINFO) -> str:
     """What the processor calls itself, "cpu" if it does not say."""
     return _cpuinfo(cpuinfo, "model name") or "cpu"
-
-
-def processor_features(cpuinfo: Path = _CPUINFO) -> frozenset[str]:
-    """The instruction sets that the processor has, as Linux names them; none if it does not say."""
-    return frozenset((_cpuinfo(cpuinfo, "flags") or "").split())
 
 
 def may_have_cards(driver: str = "libcuda.so.1", rocm: Path = _ROCM) -> bool:

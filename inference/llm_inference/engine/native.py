@@ -9,22 +9,18 @@ import functools
 import logging
 import math
 import mmap
-import os
 from collections.abc import Sequence
-from ctypes import POINTER, c_float, c_int, c_int64, c_void_p
+from ctypes import POINTER, c_char_p, c_float, c_int, c_int64, c_void_p
 from pathlib import Path
 from typing import Any, ClassVar
 
-from llm_inference.engine import machine
 from llm_inference.engine.arrays import ITEM_BYTES, Array, Piece, rounded, widened
 from llm_inference.engine.decoder import Decoder, Layer, Rope, mapped
 
 logger = logging.getLogger(__name__)
 
 LIBRARY = Path(__file__).with_name("_native.so")
-_INTERFACE = 2
-# What the library is compiled for.
-_PROCESSOR = frozenset({"avx2", "fma", "f16c", "bmi2"})
+_INTERFACE = 3
 # Matrices and heads are read in groups of so many numbers.
 _GROUP = 16
 _TYPES = {"float32": 0, "bfloat16": 1}
@@ -98,13 +94,6 @@ class _Span(ctypes.Structure):
 @functools.cache
 def library() -> ctypes.CDLL | None:
     """The library, or None where it is missing or does not suit this processor or this code."""
-    # As torch has it: a variable for who wants no vectors.
-    if os.environ.get("ATEN_CPU_CAPABILITY") == "default":
-        logger.info("the native library is turned off by ATEN_CPU_CAPABILITY")
-        return None
-    if missing := sorted(_PROCESSOR - machine.processor_features()):
-        logger.info("the native library needs a processor with %s", missing[0])
-        return None
     try:
         loaded = ctypes.CDLL(str(LIBRARY))
     except OSError as error:
@@ -112,6 +101,10 @@ def library() -> ctypes.CDLL | None:
         return None
     if (interface := loaded.decoder_interface()) != _INTERFACE:
         logger.warning("the native library has interface %d, not %d", interface, _INTERFACE)
+        return None
+    loaded.decoder_instructions.restype = c_char_p
+    if loaded.decoder_instructions() is None:
+        logger.info("this processor has no AVX2, or ATEN_CPU_CAPABILITY turns the library off")
         return None
     loaded.decoder_cache_bytes.argtypes = [POINTER(_Decoder)]
     loaded.decoder_cache_bytes.restype = c_int64
@@ -125,6 +118,13 @@ def library() -> ctypes.CDLL | None:
     loaded.decoder_threads.restype = c_void_p
     loaded.numbers_convert.argtypes = [c_int64, c_void_p, c_int64, c_void_p, c_int64]
     return loaded
+
+
+def instructions() -> str | None:
+    """The set of instructions that a decoder opened now would run with: "avx512" or "avx2"."""
+    loaded = library()
+    name: bytes | None = loaded.decoder_instructions() if loaded else None
+    return name.decode() if name else None
 
 
 def computes_in(dtype: str | None) -> bool:

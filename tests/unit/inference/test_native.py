@@ -1,6 +1,7 @@
 """The native library computes what the plain arithmetic does, whatever a decoder is made of.
 
-The decoders are small and random. Where the library cannot run, nothing is left to test.
+The decoders are small and random. Where the library cannot run, nothing is left to test; what it
+has for each set of instructions is tested where the processor has that set.
 """
 
 import math
@@ -25,6 +26,8 @@ from llm_inference.engine.torch_decoder import (
     tensor_of,
     to_torch,
 )
+
+SETS = ("avx2", "avx512")
 
 if native.library() is None:
     pytest.skip("the library needs AVX2", allow_module_level=True)
@@ -72,6 +75,15 @@ DECODERS = {
         "tied": False,
     },
 }
+
+
+@pytest.fixture(autouse=True, params=SETS)
+def instructions(request, monkeypatch):
+    """The set of instructions that decoders run with."""
+    monkeypatch.setenv("ATEN_CPU_CAPABILITY", request.param)
+    if native.instructions() != request.param:
+        pytest.skip(f"this processor has no {request.param}")
+    return request.param
 
 
 def build(
@@ -183,9 +195,9 @@ def test_logits_are_those_of_the_plain_arithmetic(what):
 
 
 @pytest.mark.parametrize("what", ["plain", "everything"])
-def test_bfloat16_weights_are_computed_with_in_float32(what):
+def test_bfloat16_weights_give_nearly_what_float32_does(what):
     decoder = build(**DECODERS[what], dtype=torch.bfloat16)
-    # The same numbers in float32, of which the cache alone is rounded.
+    # The same numbers in float32; rounded are the cache and, on AVX-512, what is multiplied.
     layers = tuple(
         replace(
             layer,
@@ -364,6 +376,31 @@ def test_without_the_library_transformers_runs_the_model(tmp_path, monkeypatch):
         monkeypatch.undo()
         native.library.cache_clear()
     assert supported(build())
+
+
+def test_the_best_set_is_chosen_unless_the_environment_says_otherwise(monkeypatch):
+    with open("/proc/cpuinfo", encoding="ascii") as cpuinfo:  # noqa: PTH123
+        flags = next(line.split() for line in cpuinfo if line.startswith("flags"))
+    best = "avx512" if {"avx512vl", "avx512_bf16"} <= set(flags) else "avx2"
+    monkeypatch.delenv("ATEN_CPU_CAPABILITY")
+    assert native.instructions() == best
+    monkeypatch.setenv("ATEN_CPU_CAPABILITY", "avx2")
+    assert native.instructions() == "avx2"
+    monkeypatch.setenv("ATEN_CPU_CAPABILITY", "default")
+    assert native.instructions() is None
+    with pytest.raises(MemoryError):
+        open_decoder(build())
+
+
+def test_a_decoder_keeps_its_set(monkeypatch):
+    decoder, tokens = build(dtype=torch.bfloat16), tokens_of(10, 40)
+    expected = one_by_one(open_decoder(decoder), tokens)
+    opened = open_decoder(decoder)
+    monkeypatch.setenv("ATEN_CPU_CAPABILITY", "avx2")
+    other = open_decoder(decoder)
+    assert torch.equal(one_by_one(opened, tokens), expected)
+    close = torch.nn.functional.cosine_similarity(one_by_one(other, tokens), expected, dim=-1)
+    assert close.mean() > 0.999
 
 
 def test_the_cache_is_as_large_as_it_says():

@@ -183,8 +183,9 @@ void linear_sums(enum type type, const struct matrix *matrix, int64_t first, int
         sums_of(FLOAT32, matrix, first, end, activations, rows, sums, stride);
 }
 
-void linear_arrange(enum type type, float *to, const float *from, int64_t count)
+void linear_arrange(enum type type, float *row, int64_t first, const float *from, int64_t count)
 {
+    float *to = row + first;
     if (type == FLOAT32) {
         if (to != from)
             memcpy(to, from, (size_t)count * sizeof *to);
