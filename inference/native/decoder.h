@@ -56,7 +56,12 @@ struct span {
 struct runner;
 struct threads;
 
+/* Callers see what sets.c makes of the sets' functions, which are hidden. */
+#ifdef SET
+#pragma GCC visibility push(hidden)
+#else
 #pragma GCC visibility push(default)
+#endif
 
 int decoder_interface(void);
 

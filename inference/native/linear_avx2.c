@@ -14,7 +14,7 @@
 /* Outs that all rows meet before the next ones, which are asked for meanwhile. */
 #define OUTS_IN_CACHE 12
 /* Bytes that a few rows' weights are asked for in advance. */
-#define PREFETCH 2048
+#define PREFETCH 8192
 
 /* The sums of the lanes of `count` vectors, which are followed by enough room for a whole store. */
 INLINE void sum_lanes(const int count, const vec *from, float *to)
@@ -42,12 +42,12 @@ INLINE void row_alone(enum type type, const char *weights, int64_t in, int outs,
                 if (type == BFLOAT16) {
                     const uint16_t *from = (const uint16_t *)weights + k;
                     __m256i pairs = pairs_load(from);
-                    _mm_prefetch((const char *)from + PREFETCH, _MM_HINT_T0);
+                    _mm_prefetch((const char *)from + PREFETCH, _MM_HINT_T1);
                     acc[i] = vec_fma(pairs_even(pairs), vec_load(activations + k), acc[i]);
                     acc[i] = vec_fma(pairs_odd(pairs), vec_load(activations + k + 8), acc[i]);
                 } else {
                     const float *from = (const float *)weights + k;
-                    _mm_prefetch((const char *)from + PREFETCH, _MM_HINT_T0);
+                    _mm_prefetch((const char *)from + PREFETCH, _MM_HINT_T1);
                     acc[i] = vec_fma(vec_load(from), vec_load(activations + k), acc[i]);
                     acc[i] = vec_fma(vec_load(from + 8), vec_load(activations + k + 8), acc[i]);
                 }
@@ -82,12 +82,12 @@ INLINE void tile(enum type type, const int rows, const int outs, const void *wei
                 if (type == BFLOAT16) {
                     const uint16_t *from = (const uint16_t *)weights + o * in + k;
                     if (ahead && half == 0)
-                        _mm_prefetch((const char *)from + ahead, _MM_HINT_T0);
+                        _mm_prefetch((const char *)from + ahead, _MM_HINT_T1);
                     w[o] = half ? pairs_odd(pairs_load(from)) : pairs_even(pairs_load(from));
                 } else {
                     const float *from = (const float *)weights + o * in + k + half * 8;
                     if (ahead)
-                        _mm_prefetch((const char *)from + ahead, _MM_HINT_T0);
+                        _mm_prefetch((const char *)from + ahead, _MM_HINT_T1);
                     w[o] = vec_load(from);
                 }
             }
