@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import dataclasses
 import json
+import re
 import subprocess
 import tempfile
 import time
@@ -208,8 +209,8 @@ def _moment(text: str) -> datetime:
 
 
 def _is_step(name: str) -> bool:
-    """Whether a step is one of the Dockerfile's own: `[stage 2/5] RUN …`."""
-    return name.startswith("[") and not name.startswith(("[internal]", "[auth]"))
+    """Whether a step is one of the Dockerfile's own: `[stage 2/5] RUN …`, `[2/5] RUN …`."""
+    return re.match(r"\[([^\]]+ )?\d+/\d+\] ", name) is not None
 
 
 def cached_records() -> set[str]:

@@ -32,6 +32,11 @@ STATUSES = (
         ]
     },
     {"vertexes": [vertex("c", "[server 2/3] COPY . .", started="02", completed="04.25")]},
+    {
+        "vertexes": [
+            vertex("f", "[context x:1] load from client", started="04.25", completed="04.25")
+        ]
+    },
     {"vertexes": [vertex("d", "exporting to image", started="04.3", completed="06.3")]},
     {"vertexes": [vertex("e", "[server 3/3] RUN never begun")]},
     {"logs": [{"vertex": "c", "data": base64.b64encode(b"one\ntwo\n").decode()}]},
@@ -44,6 +49,7 @@ def test_steps_are_told_in_the_order_of_their_beginning_with_their_times():
         ("[internal] load build context", 0.5, False),
         ("[server 1/3] RUN apt-get", 0, True),
         ("[server 2/3] COPY . .", 2.25, False),
+        ("[context x:1] load from client", 0, False),
         ("exporting to image", 2.0, False),
     ]
 
