@@ -168,10 +168,10 @@ def weigh(
                 )
                 manifest = layers.manifest(first.digest)
                 config = layers.config(manifest)
-                had[variant.name] = layers.of(manifest)
+                had[variant.name] = layers.of(manifest, config)
                 found[variant.name] = {
                     "preloaded": variant.preloaded,
-                    "user": config.get("User") or "root",
+                    "user": config["config"].get("User") or "root",
                     "layers": [dataclasses.asdict(layer) for layer in had[variant.name]],
                     "census": builds.census(
                         variant, hardware, opened, context, layers.path(config)
@@ -188,7 +188,8 @@ def weigh(
                 title = f"{variant.name}, {hardware}: build after a change of the code"
                 with step(title), noting(variant, left):
                     again = builds.image(variant, hardware, opened, context, **how)
-                now = layers.of(layers.manifest(again.digest))
+                manifest = layers.manifest(again.digest)
+                now = layers.of(manifest, layers.config(manifest))
                 sent = {"new_bytes": layers.new_bytes(had[variant.name], now)}
                 found[variant.name]["rebuilds"].append({**figures(again), **sent})
                 had[variant.name] = now

@@ -12,15 +12,29 @@ from dev.cluster import images
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer's blob: its digest, and its size in bytes as it is stored."""
+    """A layer's blob: its digest, its size in bytes as it is stored, and the step that made it."""
 
     digest: str
     size: int
+    step: str = ""
 
 
-def of(manifest: dict[str, Any]) -> list[Layer]:
-    """The layers of a manifest, from the lowest to the uppermost."""
-    return [Layer(layer["digest"], layer["size"]) for layer in manifest["layers"]]
+def of(manifest: dict[str, Any], config: dict[str, Any]) -> list[Layer]:
+    """The layers of a manifest, from the lowest to the uppermost.
+
+    The steps are the configuration's history, as far as that has one for each layer.
+    """
+    history = [
+        str(line.get("created_by", ""))
+        for line in config.get("history") or ()
+        if not line.get("empty_layer")
+    ]
+    found = manifest["layers"]
+    steps = history if len(history) == len(found) else [""] * len(found)
+    return [
+        Layer(layer["digest"], layer["size"], step)
+        for layer, step in zip(found, steps, strict=True)
+    ]
 
 
 def new_bytes(before: Iterable[Layer], after: Iterable[Layer]) -> int:
@@ -38,14 +52,13 @@ def manifest(digest: str) -> dict[str, Any]:
 
 
 def config(manifest: dict[str, Any]) -> dict[str, Any]:
-    """How containers of an image are run: `User`, `Env` and more."""
-    found: dict[str, Any] = _content(manifest["config"]["digest"])["config"]
-    return found
+    """The configuration of an image: how containers are run in `config`, and its `history`."""
+    return _content(manifest["config"]["digest"])
 
 
 def path(config: dict[str, Any]) -> str:
     """The PATH that a container has."""
-    return dict(pair.split("=", 1) for pair in config.get("Env") or ()).get("PATH", "")
+    return dict(pair.split("=", 1) for pair in config["config"].get("Env") or ()).get("PATH", "")
 
 
 def _content(digest: str) -> dict[str, Any]:

@@ -87,6 +87,7 @@ def rows(document: Document) -> list[Row]:
         Row("files, unpacked", unpacked, size),
         Row("… without the model", lambda f: unpacked(f) - f["census"]["model_bytes"], size),
         Row(f"layers, {codec}", compressed, size),
+        Row("… without the model's", compressed_without_model, size),
         Row("layers", lambda f: len(f["layers"]), number, compared=False),
         Row("first build, package caches warm", _first_build, seconds),
         Row(f"build {change}", lambda f: _rebuild(f, "wall"), seconds),
@@ -176,6 +177,14 @@ def unpacked(figures: Document) -> float:
 def compressed(figures: Document) -> float:
     """Bytes of an image's layers as they are pushed and pulled."""
     return sum(layer["size"] for layer in figures["layers"])
+
+
+def compressed_without_model(figures: Document) -> float:
+    """The same without the layer of a preloaded model; NaN if it is not known which that is."""
+    models = [layer["size"] for layer in figures["layers"] if " /model /model" in layer["step"]]
+    if figures["preloaded"] != (len(models) == 1):
+        return math.nan
+    return compressed(figures) - sum(models)
 
 
 def median(values: Sequence[float]) -> float:

@@ -65,12 +65,24 @@ def test_what_steps_and_buildctl_say_is_kept_for_the_error():
 
 
 def test_new_bytes_are_those_of_layers_that_were_not_there():
-    before = layers.of({"layers": [{"digest": "a", "size": 10}, {"digest": "b", "size": 5}]})
-    after = layers.of({"layers": [{"digest": d, "size": s} for d, s in (("a", 10), ("c", 3))]})
+    before = [layers.Layer("a", 10), layers.Layer("b", 5)]
+    after = [layers.Layer("a", 10), layers.Layer("c", 3)]
     assert layers.new_bytes(before, after) == 3
     assert layers.new_bytes(before, before) == 0
     # One blob that two layers are is sent once.
     assert layers.new_bytes([], [*after, after[1]]) == 13
+
+
+def test_layers_are_told_with_the_steps_that_made_them():
+    manifest = {"layers": [{"digest": "a", "size": 10}, {"digest": "b", "size": 5}]}
+    steps = [{"created_by": "FROM"}, {"created_by": "ENV", "empty_layer": True}]
+    config = {"history": [*steps, {"created_by": "COPY"}], "config": {"Env": ["A=b=c", "PATH=/x"]}}
+    assert layers.of(manifest, config) == [
+        layers.Layer("a", 10, "FROM"),
+        layers.Layer("b", 5, "COPY"),
+    ]
+    assert [layer.step for layer in layers.of(manifest, {"history": steps})] == ["", ""]
+    assert layers.path(config) == "/x"
 
 
 def digests(folder):
