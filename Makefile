@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV   := .venv
 
 .PHONY: help demo test test-lint test-unit test-server test-chart test-images test-cluster test-e2e test-faults \
-        venv lint format crd lock bench bench-reconcile up down status clean
+        venv lint format crd lock bench bench-image bench-reconcile up down status clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,6 +36,9 @@ lock: venv ## Renew requirements/ from pyproject.toml
 
 bench: venv ## Speed, memory and start of the server beside a peer (ARGS="--publish")
 	@$(VENV)/bin/python -m bench.serving $(ARGS)
+
+bench-image: venv ## The images beside a single-stage build (ARGS="--hardware cpu")
+	@$(VENV)/bin/python -m bench.image $(ARGS)
 
 bench-reconcile: venv ## What reconciling costs, as a table (ARGS="--count 1000")
 	@$(VENV)/bin/python -m bench.reconcile $(ARGS)

@@ -7,6 +7,7 @@ import re
 import subprocess
 import time
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TextIO
 
 from dev.cluster import paths, tools
@@ -48,8 +49,23 @@ def build(image: Image, sources: Sources) -> None:
     say(f"{image.reference}: {time.monotonic() - began:.1f} s")
 
 
-def command(image: Image, sources: Sources, output: str | None = None) -> list[str]:
-    """Return the command line that builds `image`; `output` is BuildKit's, containerd when None."""
+def command(
+    image: Image,
+    sources: Sources,
+    output: str | None = None,
+    *,
+    context: Path = paths.CHECKOUT,
+    progress: str = "plain",
+) -> list[str]:
+    """Return the command line that builds `image`.
+
+    Args:
+        image: what is built.
+        sources: where its parts come from.
+        output: BuildKit's; into containerd when None.
+        context: the folder that is built from, with the Dockerfile in it.
+        progress: how BuildKit tells what it does.
+    """
     options = {"filename": image.dockerfile, "target": image.target}
     for name, value in sources.for_image(image).items():
         options[f"build-arg:{name}"] = value
@@ -61,8 +77,8 @@ def command(image: Image, sources: Sources, output: str | None = None) -> list[s
     return [
         str(tools.path("buildctl")),
         f"--addr=unix://{paths.BUILDKIT_SOCKET}",
-        *("build", "--progress=plain", "--frontend=dockerfile.v0"),
-        *(f"--local={name}={paths.CHECKOUT}" for name in ("context", "dockerfile")),
+        *("build", f"--progress={progress}", "--frontend=dockerfile.v0"),
+        *(f"--local={name}={context}" for name in ("context", "dockerfile")),
         *(f"--local={name}={directory}" for name, directory in sources.directories.items()),
         *(f"--opt={name}={value}" for name, value in options.items()),
         *(f"--secret={secret}" for secret in sources.secrets),
