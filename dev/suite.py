@@ -82,7 +82,7 @@ STAGES = (
             (HADOLINT, *DOCKERFILES),
         ),
     ),
-    Stage("unit", ("environment",), (pytest("tests/unit"),)),
+    Stage("unit", ("environment",), (pytest("tests/unit", "-n2", "--dist=loadfile"),)),
     Stage(
         "server",
         ("environment", "models"),

@@ -9,7 +9,6 @@ Knows the layout of site-packages; not which model is served.
 
 import compileall
 import dataclasses
-import os
 import py_compile
 import re
 import shutil
@@ -26,8 +25,9 @@ class Recipe:
     Attributes:
         left_out: Files and folders that go. Each pattern must match: a release that has moved
             something is told of.
-        not_compiled: Folders whose modules are compiled when first imported, if ever.
-        compiled_there: What within these is compiled all the same.
+        not_compiled: Folders below which modules are compiled when first imported, if ever; those
+            in the folder itself are compiled.
+        compiled_there: Folders below these that are compiled all the same.
     """
 
     left_out: tuple[str, ...]
@@ -36,9 +36,12 @@ class Recipe:
 
     def compiles(self, path: str) -> bool:
         """Whether the source at `path` is compiled ahead."""
-        if re.search(r"(^|/)(tests?|testing)/", path):
+        folder = path.rpartition("/")[0]
+        if re.search(r"(^|/)tests?(/|$)", folder):
             return False
-        return _below(path, self.compiled_there) or not _below(path, self.not_compiled)
+        return _below(folder, self.compiled_there) or not any(
+            folder.startswith(seldom + "/") for seldom in self.not_compiled
+        )
 
 
 RECIPES = {
@@ -65,17 +68,13 @@ RECIPES = {
             # What arithmetic with the sizes of tensors has no use for.
             *("sympy/physics", "sympy/stats"),
         ),
-        not_compiled=(
-            "torch/_export",
-            "torch/_functorch",
-            "torch/_vendor",
-            "torch/ao",
-            "torch/distributed",
-            "torch/export",
-            "transformers/models",
-        ),
+        not_compiled=("torch/distributed", "torch/testing", "transformers/models"),
         compiled_there=(
-            "transformers/models/__init__.py",
+            # What `import torch` brings where it can be distributed, which the CUDA build can.
+            "torch/distributed/_pycute",
+            "torch/distributed/algorithms",
+            "torch/distributed/autograd",
+            "torch/distributed/rpc",
             "transformers/models/auto",
             "transformers/models/bert",
             "transformers/models/llama",
@@ -84,8 +83,7 @@ RECIPES = {
     "operator": Recipe(
         left_out=(),
         not_compiled=(
-            "kubernetes/aio/client/api",
-            "kubernetes/aio/client/models",
+            "kubernetes/aio/client",
             "kubernetes/client",
         ),
     ),
@@ -148,4 +146,4 @@ def _is_nvidias(path: Path, site: Path) -> bool:
 
 
 def _below(path: str, folders: tuple[str, ...]) -> bool:
-    return any(path == folder or path.startswith(folder + os.sep) for folder in folders)
+    return any(f"{path}/".startswith(f"{folder}/") for folder in folders)

@@ -72,7 +72,7 @@ class Built:
     @functools.cached_property
     def files(self) -> dict[str, os.stat_result]:
         """Every file and folder that the image holds: path → what the system says of it."""
-        found = json.loads(self.python(LIST))
+        found = json.loads(self.python(LIST, options=("--user", "0:0")))
         return {path: os.stat_result(values) for path, values in found.items()}
 
     def python(self, code: str, **kwargs: Any) -> str:

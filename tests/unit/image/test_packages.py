@@ -12,6 +12,8 @@ INFERENCE = packages.RECIPES["inference"]
     [
         "torch/__init__.py",
         "torch/nn/functional.py",
+        "torch/distributed/__init__.py",
+        "torch/distributed/rpc/api.py",
         "transformers/models/auto/modeling_auto.py",
         "transformers/models/__init__.py",
         "transformers/modeling_utils.py",
@@ -25,7 +27,7 @@ def test_what_a_start_imports_is_compiled(path):
 @pytest.mark.parametrize(
     "path",
     [
-        "torch/ao/quantization/observer.py",
+        "torch/distributed/fsdp/api.py",
         "transformers/models/whisper/modeling_whisper.py",
         "numpy/linalg/tests/test_linalg.py",
     ],
