@@ -200,6 +200,8 @@ class Cluster:
                 except RefusedError as error:
                     if error.status != HTTPStatus.GATEWAY_TIMEOUT:
                         raise
+                except aiohttp.ClientConnectionError:
+                    await asyncio.sleep(1)  # it ends connections whose requests take too long
                 else:
                     return
 

@@ -149,7 +149,7 @@ def _versions(symbols: list[elf.Symbol]) -> str:
 def _remove_all_but_libraries(folder: Path) -> Iterator[str]:
     """Headers, static libraries, device bitcode, programs: what compiles extensions."""
     files = [path for path in folder.rglob("*") if path.is_file() or path.is_symlink()]
-    loose = [p for p in files if ".so" not in p.name and p.suffix not in {".py", ".pyi", ".txt"}]
+    loose = [path for path in files if ".so" not in path.name and path.name != "__init__.py"]
     yield f"nvidia's other files: {sum(map(remove, loose)) / 1e6:.0f} MB"
     for path in sorted(folder.rglob("*"), reverse=True):
         if path.is_dir() and not any(path.iterdir()):

@@ -50,7 +50,7 @@ RECIPES = {
             # What compiles and links extensions, and what reads types.
             "torch/include",
             "torch/bin/protoc*",
-            "numpy/_core/include",
+            *("numpy/_core/include", "numpy/**/*.a"),
             "torch/**/*.pyi",
             # torch's compiler and exporters: the server's decoders are compiled before.
             "torch/_dynamo/[a-z]*",

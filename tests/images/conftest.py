@@ -6,6 +6,7 @@ import functools
 import json
 import os
 import subprocess
+import time
 import uuid
 from pathlib import Path
 from typing import Any
@@ -122,8 +123,10 @@ def running(image: Built, *options: str):
         try:
             yield Container(name, process)
         finally:
-            if process.poll() is None:
+            # More than once: it may not have been started yet.
+            while process.poll() is None:
                 subprocess.run([*CTR, "task", "kill", "-s", "SIGKILL", name], check=False)
+                time.sleep(0.5)
 
 
 @pytest.fixture

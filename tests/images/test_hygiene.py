@@ -13,17 +13,22 @@ from dev.stand_ins.reach import Real, is_reachable
 COMPILERS = ("gcc", "g++", "cc", "c++", "clang", "ld", "as", "make", "cmake", "nvcc", "rustc", "go")
 INSTALLERS = ("apt", "apt-get", "dpkg", "perl", "pip", "pip3", "uv", "zig")
 LEFT_BEHIND = r"\.whl$|/\.cache/|/pip/|/ensurepip/|/var/lib/apt/|\.a$|/include/"
-# Megabytes of all layers, unpacked: a tenth of what an image is to grow by has to be explained.
+# Megabytes, unpacked, three in a hundred more than they have: whoever raises one says why.
 # What the stand-ins for the base image and torch's CPU build weigh is in them.
 BUDGETS = {
-    "operator": 170,
-    "smollm2-cpu": 1000,
-    "minilm-cpu": 820,
-    "smollm2-weights": 275,
-    "smollm2-gpu": 2600,
+    "operator": 172,
+    "smollm2-cpu": 1030,
+    "minilm-cpu": 845,
+    "smollm2-weights": 281,
+    "smollm2-gpu": 2240,
 }
-LARGEST_LAYERS = {"operator": 105, "smollm2-gpu": 1050}
-SERVERS_LARGEST_LAYER = 480
+LARGEST_LAYERS = {
+    "operator": 108,
+    "smollm2-cpu": 470,
+    "minilm-cpu": 470,
+    "smollm2-weights": 281,
+    "smollm2-gpu": 975,
+}
 
 
 def test_the_user_is_numeric_and_not_root(image):
@@ -74,7 +79,8 @@ def test_no_compiler_and_nothing_that_installs(server, operator):
     for image in (server, operator):
         names = {path.rsplit("/", 1)[-1] for path in image.files if "/bin/" in path}
         assert names & {*COMPILERS, *INSTALLERS} == set()
-        assert [path for path in image.files if re.search(LEFT_BEHIND, path)] == []
+        left = [path for path in image.files if re.search(LEFT_BEHIND, path)]
+        assert [path for path in left if ".dist-info/" not in path] == []
 
 
 def test_scanners_see_what_is_there(server, operator):
@@ -131,8 +137,8 @@ def test_a_code_change_is_the_last_and_a_small_layer(server, operator):
 def test_no_image_has_grown(name, built):
     layers = built(name).layers
     assert sum(layers) / 1e6 <= BUDGETS[name]
-    most = LARGEST_LAYERS.get(name, SERVERS_LARGEST_LAYER)
-    assert max(layers) / 1e6 <= most, "pulls are as slow as the largest layer"
+    # A pull is as slow as its largest layer.
+    assert max(layers) / 1e6 <= LARGEST_LAYERS[name]
 
 
 def test_everything_that_a_start_imports_is_compiled(server):
@@ -150,9 +156,9 @@ print(json.dumps([f for f in sources if not Path(importlib.util.cache_from_sourc
 def test_the_cpu_images_hold_no_cuda_library(cpu):
     names = re.compile(r"(cu[dbfsprt].*|nccl|nv[rjst]).*\.so")
     found = {
-        p.rsplit("/", 1)[-1]: s.st_size
-        for p, s in cpu.files.items()
-        if names.search(p.rsplit("/", 1)[-1])
+        path.rsplit("/", 1)[-1]: status.st_size
+        for path, status in cpu.files.items()
+        if path.startswith("/opt/venv/") and names.search(path.rsplit("/", 1)[-1])
     }
     assert not [path for path in cpu.files if path.endswith("site-packages/nvidia")]
     if is_reachable(Real.TORCH_CPU):
