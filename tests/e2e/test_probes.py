@@ -33,8 +33,8 @@ def startupz(kubectl: Kubectl, pod: str) -> dict:
 
 
 def test_a_slow_load_is_not_killed_gets_no_traffic_and_is_ready_when_it_serves(kubectl: Kubectl):
-    # An eighth of a core makes a real load take the better part of a minute.
-    slow = {"limits": {"cpu": "125m", "memory": "2Gi"}, "requests": {"cpu": "100m"}}
+    # A thirtieth of a core makes a real load take half a minute.
+    slow = {"limits": {"cpu": "30m", "memory": "2Gi"}, "requests": {"cpu": "30m"}}
     probes = {"livenessPeriodSeconds": 2}
     kubectl.apply(llm_deployment("slow", target="cpu", resources=slow, probes=probes))
     pod = eventually(lambda: kubectl.pods_of("slow"), within=30)[0]["metadata"]["name"]

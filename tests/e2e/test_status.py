@@ -167,9 +167,10 @@ TROUBLES = {
         stalled=True,
     ),
     "little-memory": Trouble(
-        {"resources": {"limits": {"memory": "100Mi"}}},
+        # Less than the server takes before it looks at the model and says what is missing.
+        {"resources": {"limits": {"memory": "32Mi"}}},
         "OutOfMemory",
-        ("before it served", "limit of 100Mi", "raise resources.limits.memory"),
+        ("before it served", "limit of 32Mi", "raise resources.limits.memory"),
         stalled=True,
     ),
     "little-time": Trouble(
