@@ -10,6 +10,7 @@ Knows libraries and symbols; not what torch does with them. Runs after `packages
 and zig.
 """
 
+import re
 import subprocess
 import sys
 import tempfile
@@ -149,7 +150,7 @@ def _versions(symbols: list[elf.Symbol]) -> str:
 def _remove_all_but_libraries(folder: Path) -> Iterator[str]:
     """Headers, static libraries, device bitcode, programs: what compiles extensions."""
     files = [path for path in folder.rglob("*") if path.is_file() or path.is_symlink()]
-    loose = [path for path in files if ".so" not in path.name and path.name != "__init__.py"]
+    loose = [path for path in files if not re.search(r"\.so(\.|$)|^__init__\.py$", path.name)]
     yield f"nvidia's other files: {sum(map(remove, loose)) / 1e6:.0f} MB"
     for path in sorted(folder.rglob("*"), reverse=True):
         if path.is_dir() and not any(path.iterdir()):

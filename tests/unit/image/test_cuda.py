@@ -51,7 +51,7 @@ def site(tmp_path_factory):
     compiled(folder / "libnvrtc.alt.so.13", "int twice(void) { return 0; }")
     compiled(site / "torch" / "lib" / "libtorch_cuda.so", USER, str(fft))
     (site / "nvidia" / "cu13" / "include").mkdir()
-    (site / "nvidia" / "cu13" / "include" / "cufft.h").write_text("int cufftPlan(int);")
+    (site / "nvidia" / "cu13" / "include" / "of.some.cufft.h").write_text("int cufftPlan(int);")
     for name, file in [("cufft", "libcufft.so.12"), ("cufftw", "libcufftw.so.12")]:
         metadata = site / f"nvidia_{name}-12.dist-info"
         metadata.mkdir()
@@ -67,7 +67,7 @@ def test_what_serving_calls_stays(site):
 
 def test_what_nothing_is_linked_to_goes(site):
     left = {path.name for path in site.rglob("*")}
-    assert not left & {"libcufftw.so.12", "libnvrtc.alt.so.13", "cufft.h", "include"}
+    assert not left & {"libcufftw.so.12", "libnvrtc.alt.so.13", "of.some.cufft.h", "include"}
     assert "nvidia_cufftw-12.dist-info" not in left
     assert "nvidia_cufft-12.dist-info" in left
 
