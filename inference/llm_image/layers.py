@@ -8,12 +8,8 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-# Folder → what goes there, relative to site-packages; `rest` takes what nobody names.
-_LAYERS = {
-    "cuda": ("nvidia",),
-    "torch": ("torch",),
-}
-_REST = "rest"
+# Layer → the folder of site-packages that goes there; `rest` takes what nobody names.
+_LAYERS = {"cuda": "nvidia", "torch": "torch"}
 _LARGE = ("torch/lib/libtorch_cuda.so", "nvidia/*/lib/libcublasLt.so*")
 _LARGE_BYTES = 100_000_000
 
@@ -25,15 +21,15 @@ def divide(environment: Path, target: Path) -> Iterator[str]:
     goes to is empty, for a build wants to copy it.
     """
     (site,) = environment.glob("lib/python3*/site-packages")
+    for layer in ("large", *_LAYERS):
+        (target / layer).mkdir(parents=True, exist_ok=True)
     for path in sorted(file for pattern in _LARGE for file in site.glob(pattern)):
         if path.stat().st_size >= _LARGE_BYTES:
             _move(path, target / "large")
-    for layer, patterns in _LAYERS.items():
-        (target / layer).mkdir(parents=True, exist_ok=True)
-        for path in sorted(file for pattern in patterns for file in site.glob(pattern)):
-            _move(path, target / layer)
-    (target / "large").mkdir(parents=True, exist_ok=True)
-    _move(environment, target / _REST)
+    for layer, name in _LAYERS.items():
+        if (site / name).exists():
+            _move(site / name, target / layer)
+    _move(environment, target / "rest")
     for folder in sorted(target.iterdir()):
         files = (path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
         yield f"layer {folder.name}: {sum(path.stat().st_size for path in files) / 1e6:.0f} MB"

@@ -107,7 +107,9 @@ def reduce(site: Path, recipe: Recipe) -> Iterator[str]:
         saved = sum(map(remove, families.surplus(models)))
         yield f"model families that do not read text: {saved / 1e6:.1f} MB"
     (site.parents[2] / ".lock").unlink(missing_ok=True)  # uv's, writable by all
-    saved = sum(elf.strip(path) for path in elf.libraries(site) if not _is_nvidias(path, site))
+    # NVIDIA's have been stripped by it.
+    others = (p for p in elf.libraries(site) if not p.is_relative_to(site / "nvidia"))
+    saved = sum(map(elf.strip, others))
     yield f"symbols of libraries: {saved / 1e6:.1f} MB"
     yield f"compiled {compile_bytecode(site, recipe)} modules"
 
@@ -139,10 +141,6 @@ def compile_bytecode(site: Path, recipe: Recipe) -> int:
         ):
             count += 1
     return count
-
-
-def _is_nvidias(path: Path, site: Path) -> bool:
-    return path.is_relative_to(site / "nvidia")
 
 
 def _below(path: str, folders: tuple[str, ...]) -> bool:
